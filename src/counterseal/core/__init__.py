@@ -1,0 +1,1 @@
+"""Errors, settings, codec, clock: what every floor above uses. No input or output happens here."""

@@ -1,0 +1,139 @@
+"""Every error of counterseal, in one tree.
+
+::
+
+    CountersealError
+    ├── ConfigurationError        a setting is missing, malformed or refused; ends a command with exit code 2
+    ├── CodecError                a value that is not JSON, or stored bytes that can't be read
+    ├── StoreError
+    │   ├── StoreUnavailable      Redis can't be reached, went away, or is refused by the breaker
+    │   │   ├── StoreTimeout      no reply in time; whether the command ran is not known
+    │   │   └── StoreBusy         too many bytes are under way; nothing was sent
+    │   ├── ReplyTooLarge         the reply is larger than `max_reply_bytes`
+    │   ├── CommandError          the server answered this command with an error
+    │   │   └── ScriptMissing     EVALSHA of a script that the server does not know (NOSCRIPT)
+    │   ├── TransactionAborted    a command was refused while queueing; nothing ran
+    │   └── SubscriberTooSlow     a subscriber's queue is full; it was cut off
+    ├── DatabaseError
+    │   └── DatabaseUnavailable   the database can't be reached
+    └── UnknownName               a kind, queue or task that nobody declared
+
+Every class has a stable `code`: what a program compares and an HTTP answer carries.
+Messages are sentences for people, without secrets and without addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class CountersealError(Exception):
+    """Base of everything that counterseal raises on purpose."""
+
+    code: ClassVar[str] = "error"
+
+
+class ConfigurationError(CountersealError):
+    """One or more settings are missing, malformed or refused.
+
+    `faults` has a sentence for each: the name of the setting, what was expected, what came (never its value).
+    """
+
+    code = "configuration_invalid"
+
+    def __init__(self, faults: str | Iterable[str]) -> None:
+        self.faults: tuple[str, ...] = (faults,) if isinstance(faults, str) else tuple(faults)
+        super().__init__("; ".join(self.faults))
+
+
+class CodecError(CountersealError):
+    """A value can't be written as JSON, or stored bytes can't be read back.
+
+    `key` is the Redis key the bytes came from (None for a value on its way in);
+    `path` is where in the value the fault lies, as `$.a[0]`.
+    """
+
+    code = "value_unreadable"
+
+    def __init__(self, message: str, *, key: str | None = None, path: str | None = None) -> None:
+        self.key = key
+        self.path = path
+        where = "".join([f" at {path}" if path else "", f" (key {key})" if key else ""])
+        super().__init__(message + where)
+
+
+class StoreError(CountersealError):
+    """Something went wrong between counterseal and Redis."""
+
+    code = "store_error"
+
+
+class StoreUnavailable(StoreError):
+    """Redis can't be reached, went away while the command was under way, or the breaker is open."""
+
+    code = "store_unavailable"
+
+
+class StoreTimeout(StoreUnavailable):
+    """No reply in time. The command may have run, or may still run."""
+
+    code = "store_timeout"
+
+
+class StoreBusy(StoreUnavailable):
+    """More bytes are under way than `max_inflight_bytes` allows, for longer than the time-out. Nothing was sent."""
+
+    code = "store_busy"
+
+
+class ReplyTooLarge(StoreError):
+    """The reply was larger than `max_reply_bytes`; the connection it came on was closed."""
+
+    code = "reply_too_large"
+
+
+class CommandError(StoreError):
+    """The server answered this command with an error. `kind` is its first word (`WRONGTYPE`, `NOPERM`, `ERR`)."""
+
+    code = "command_failed"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.kind: str = message.partition(" ")[0]
+
+
+class ScriptMissing(CommandError):
+    """The server does not know the script of this sum (`NOSCRIPT`)."""
+
+    code = "script_missing"
+
+
+class TransactionAborted(StoreError):
+    """A command of a transaction was refused while it was queued, so none of them ran. Its text is the first cause."""
+
+    code = "transaction_aborted"
+
+
+class SubscriberTooSlow(StoreError):
+    """A subscriber did not take its messages in time; its queue was full and it was cut off."""
+
+    code = "subscriber_too_slow"
+
+
+class DatabaseError(CountersealError):
+    """Something went wrong between counterseal and its database."""
+
+    code = "database_error"
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database can't be reached."""
+
+    code = "database_unavailable"
+
+
+class UnknownName(CountersealError):
+    """A kind, queue or task was named that nobody declared. The message lists the known ones."""
+
+    code = "unknown_name"

@@ -1,0 +1,342 @@
+"""Settings: everything that can be configured, read once from the environment and from a `.env` file.
+
+This is the only module that reads the environment. Every fault is found before any is reported, none shows a value,
+and a name that begins with `COUNTERSEAL_` but is no setting is a fault too. Durations are a number of seconds or a
+number with a unit: `50ms`, `1s`, `15min`, `24h`, `7d`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+
+from counterseal.core.errors import ConfigurationError
+
+PREFIX = "COUNTERSEAL_"
+CACHE_TTL_PREFIX = f"{PREFIX}CACHE_TTL_"
+ENVIRONMENT_FILE = ".env"
+
+_UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?\s*$")
+_MINIMUM_KEY_BYTES = 32
+
+
+class Environment(StrEnum):
+    """What the process runs as; `nodeEnv` of the health answer."""
+
+    DEVELOPMENT = "development"
+    TEST = "test"
+    PRODUCTION = "production"
+
+
+class Fsync(StrEnum):
+    """When the embedded server writes its log to the disk: each second, or before each answer."""
+
+    EVERYSEC = "everysec"
+    ALWAYS = "always"
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str):
+        found = _DURATION.match(value)
+        if not found:
+            raise ValueError("expected a duration such as 250ms, 2s, 15min, 24h or 7d")
+        return timedelta(seconds=float(found[1]) * _UNITS[found[2] or "s"])
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return timedelta(seconds=value)
+    return value
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("expected a duration above zero")
+    return value
+
+
+def _check_url(value: str, schemes: tuple[str, ...], *, host_needed: bool = True) -> None:
+    expected = f"expected a URL that begins with {', '.join(f'{scheme}://' for scheme in schemes)}"
+    try:
+        parts = urlsplit(value)
+        _ = None if "," in parts.netloc else parts.port
+    except ValueError:
+        raise ValueError(f"{expected}, with a port from 1 to 65535") from None
+    if parts.scheme not in schemes:
+        raise ValueError(expected)
+    if host_needed and parts.scheme != "unix" and not parts.netloc.rpartition("@")[2]:
+        raise ValueError(f"{expected}, followed by a host")
+    if parts.scheme == "unix" and not parts.path:
+        raise ValueError(f"{expected}; a unix:// URL names the socket's path")
+
+
+def _secret_url(value: SecretStr, *, schemes: tuple[str, ...]) -> SecretStr:
+    _check_url(value.get_secret_value(), schemes)
+    return value
+
+
+def _plain_url(value: str, *, schemes: tuple[str, ...]) -> str:
+    _check_url(value, schemes)
+    return value.rstrip("/")
+
+
+def _keys(value: SecretStr) -> SecretStr:
+    for entry in value.get_secret_value().split(","):
+        name, found, text = entry.strip().partition(":")
+        if not (name and found):
+            raise ValueError("expected kid:base64 pairs with commas between them, newest first")
+        try:
+            key = base64.b64decode(text, validate=True)
+        except binascii.Error:
+            raise ValueError("expected base64 after each kid:") from None
+        if len(key) < _MINIMUM_KEY_BYTES:
+            raise ValueError(f"expected keys of at least {_MINIMUM_KEY_BYTES} bytes before base64")
+    return value
+
+
+def _long_enough(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < 16:
+        raise ValueError("expected at least 16 characters")
+    return value
+
+
+REDIS_SCHEMES = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+)
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_positive)]
+RedisUrl = Annotated[SecretStr, AfterValidator(partial(_secret_url, schemes=REDIS_SCHEMES))]
+DatabaseUrl = Annotated[
+    SecretStr,
+    AfterValidator(
+        partial(_secret_url, schemes=("postgres", "postgresql", "postgresql+asyncpg")),
+    ),
+]
+SmtpUrl = Annotated[SecretStr, AfterValidator(partial(_secret_url, schemes=("smtp", "smtps")))]
+HttpUrl = Annotated[str, AfterValidator(partial(_plain_url, schemes=("http", "https")))]
+AccessKey = Annotated[SecretStr, AfterValidator(_long_enough)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, hide_input_in_errors=True)
+
+
+class RedisSettings(_Group):
+    """The connection to Redis: a URL, else the Upstash pair, else the embedded server."""
+
+    url: RedisUrl | None = Field(None, validation_alias="REDIS_URL")
+    upstash_url: HttpUrl | None = Field(None, validation_alias="UPSTASH_REDIS_REST_URL")
+    upstash_token: SecretStr | None = Field(None, validation_alias="UPSTASH_REDIS_REST_TOKEN")
+    connect_timeout: Duration | None = Field(None, validation_alias="COUNTERSEAL_CONNECT_TIMEOUT")
+    command_timeout: Duration | None = Field(None, validation_alias="COUNTERSEAL_COMMAND_TIMEOUT")
+    rest_timeout: Duration = Field(timedelta(seconds=2), validation_alias="COUNTERSEAL_REST_TIMEOUT")
+    max_reply_bytes: int = Field(64 * 2**20, ge=2**16, validation_alias="COUNTERSEAL_MAX_REPLY_BYTES")
+    max_inflight_bytes: int = Field(64 * 2**20, ge=2**16, validation_alias="COUNTERSEAL_MAX_INFLIGHT_BYTES")
+    fsync: Fsync = Field(Fsync.EVERYSEC, validation_alias="COUNTERSEAL_FSYNC")
+    min_replicas: int = Field(0, ge=0, le=16, validation_alias="COUNTERSEAL_MIN_REPLICAS")
+    allow_embedded: bool = Field(False, validation_alias="COUNTERSEAL_ALLOW_EMBEDDED")  # noqa: FBT003
+
+
+class QStashSettings(_Group):
+    """QStash as the carrier of jobs."""
+
+    url: HttpUrl | None = Field(None, validation_alias="QSTASH_URL")
+    token: SecretStr | None = Field(None, validation_alias="QSTASH_TOKEN")
+    current_signing_key: SecretStr | None = Field(None, validation_alias="QSTASH_CURRENT_SIGNING_KEY")
+    next_signing_key: SecretStr | None = Field(None, validation_alias="QSTASH_NEXT_SIGNING_KEY")
+
+
+class DatabaseSettings(_Group):
+    """The durable record: PostgreSQL, else SQLite in the data folder."""
+
+    url: DatabaseUrl | None = Field(None, validation_alias="DATABASE_URL")
+
+
+class MailSettings(_Group):
+    """Outgoing mail: a server, else files in the outbox folder."""
+
+    smtp_url: SmtpUrl | None = Field(None, validation_alias="SMTP_URL")
+
+
+class JobsSettings(_Group):
+    """How jobs travel."""
+
+    carrier: Literal["redis", "qstash"] = Field("redis", validation_alias="COUNTERSEAL_JOBS_CARRIER")
+
+
+class WebSettings(_Group):
+    """The web server, its keys, and the wire-compatible Redis REST server."""
+
+    public_url: HttpUrl | None = Field(None, validation_alias="COUNTERSEAL_PUBLIC_URL")
+    url: HttpUrl = Field("http://127.0.0.1:8787", validation_alias="COUNTERSEAL_URL")
+    admin_key: AccessKey | None = Field(None, validation_alias="COUNTERSEAL_ADMIN_KEY")
+    grace: Duration = Field(timedelta(seconds=10), validation_alias="COUNTERSEAL_GRACE")
+    rest_token: AccessKey | None = Field(None, validation_alias="COUNTERSEAL_REST_TOKEN")
+    rest_database: int | None = Field(None, ge=0, le=15, validation_alias="COUNTERSEAL_REST_DATABASE")
+
+
+class Settings(_Group):
+    """The whole configuration. `Settings.load()` reads it; a program may also build one by hand, group by group."""
+
+    environment: Environment = Field(Environment.DEVELOPMENT, validation_alias="COUNTERSEAL_ENV")
+    data_dir: Path = Field(Path(".counterseal"), validation_alias="COUNTERSEAL_DATA_DIR")
+    namespace: str = Field("cs", pattern=r"^[A-Za-z0-9_.-]{1,32}$", validation_alias="COUNTERSEAL_NAMESPACE")
+    secret_keys: Annotated[SecretStr, AfterValidator(_keys)] | None = Field(
+        None, validation_alias="COUNTERSEAL_SECRET_KEYS"
+    )
+    processes: int = Field(1, ge=1, le=1024, validation_alias="COUNTERSEAL_PROCESSES")
+    tsa_url: HttpUrl | None = Field(None, validation_alias="COUNTERSEAL_TSA_URL")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", validation_alias="COUNTERSEAL_LOG_LEVEL"
+    )
+    cache_ttl: Mapping[str, Duration] = Field(default_factory=dict[str, timedelta])
+
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    qstash: QStashSettings = Field(default_factory=QStashSettings)
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    mail: MailSettings = Field(default_factory=MailSettings)
+    jobs: JobsSettings = Field(default_factory=JobsSettings)
+    web: WebSettings = Field(default_factory=WebSettings)
+
+    GROUPS: ClassVar[Mapping[str, type[_Group]]] = {
+        "redis": RedisSettings,
+        "qstash": QStashSettings,
+        "database": DatabaseSettings,
+        "mail": MailSettings,
+        "jobs": JobsSettings,
+        "web": WebSettings,
+    }
+
+    @classmethod
+    def load(cls, variables: Mapping[str, str] | None = None, **overrides: object) -> Self:
+        """Read the settings from `variables`, by default the `.env` file of the current folder, then the environment.
+
+        `overrides` are top-level fields that a command line gave, such as `data_dir`. Raises `ConfigurationError`
+        with a sentence for every fault.
+        """
+        given = {name: value for name, value in _read(variables).items() if value.strip()}
+        faults: list[str] = list(_unknown(given, cls.names()))
+        groups: dict[str, Any] = {}
+        for name, group in cls.GROUPS.items():
+            _collect(faults, lambda name=name, group=group: groups.update({name: group(**_fields(group, given))}))
+        chosen: dict[str, Any] = {"cache_ttl": _cache_ttls(given), **_fields(cls, given)}
+        chosen.update({name: value for name, value in overrides.items() if value is not None})
+        made: list[Self] = []
+        _collect(faults, lambda: made.append(cls(**chosen, **groups)))
+        if made:
+            faults.extend(made[0].conflicts())
+        if faults:
+            raise ConfigurationError(faults)
+        return made[0]
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The environment names of all settings, sorted."""
+        groups: tuple[type[_Group], ...] = (cls, *cls.GROUPS.values())
+        return tuple(sorted(name for group in groups for name in _aliases(group).values()))
+
+    def conflicts(self) -> list[str]:
+        """Faults that lie between settings: a sentence each."""
+        faults: list[str] = []
+        redis = self.redis
+        if (redis.upstash_url is None) != (redis.upstash_token is None):
+            present, absent = "UPSTASH_REDIS_REST_URL", "UPSTASH_REDIS_REST_TOKEN"
+            if redis.upstash_url is None:
+                present, absent = absent, present
+            faults.append(f"{absent}: expected together with {present}, which is set; it is missing")
+        if self.environment is Environment.PRODUCTION and self.secret_keys is None:
+            faults.append(
+                "COUNTERSEAL_SECRET_KEYS: expected kid:base64 with a key of at least 32 bytes in production; it is missing"
+            )
+        if self.jobs.carrier == "qstash":
+            needed = {
+                "QSTASH_TOKEN": self.qstash.token,
+                "QSTASH_CURRENT_SIGNING_KEY": self.qstash.current_signing_key,
+                "QSTASH_NEXT_SIGNING_KEY": self.qstash.next_signing_key,
+                "COUNTERSEAL_PUBLIC_URL": self.web.public_url,
+            }
+            faults.extend(
+                f"{name}: expected because COUNTERSEAL_JOBS_CARRIER is qstash; it is missing"
+                for name, value in needed.items()
+                if value is None
+            )
+        return faults
+
+
+def _read(variables: Mapping[str, str] | None) -> dict[str, str]:
+    if variables is not None:
+        return dict(variables)
+    from_file = {name: value or "" for name, value in dotenv_values(ENVIRONMENT_FILE).items()}
+    return {**from_file, **os.environ}
+
+
+def _aliases(group: type[_Group]) -> dict[str, str]:
+    return {
+        field: info.validation_alias
+        for field, info in group.model_fields.items()
+        if isinstance(info.validation_alias, str)
+    }
+
+
+def _fields(group: type[_Group], given: Mapping[str, str]) -> dict[str, str]:
+    return {alias: given[alias] for alias in _aliases(group).values() if alias in given}
+
+
+def _cache_ttls(given: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name.removeprefix(CACHE_TTL_PREFIX).lower(): value
+        for name, value in given.items()
+        if name.startswith(CACHE_TTL_PREFIX) and name != CACHE_TTL_PREFIX
+    }
+
+
+def _unknown(given: Mapping[str, str], known: tuple[str, ...]) -> list[str]:
+    faults: list[str] = []
+    for name in sorted(given):
+        if not name.startswith(PREFIX) or name in known or name.startswith(CACHE_TTL_PREFIX):
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}?" if close else "see .env.example for all of them"
+        faults.append(f"{name}: no setting has this name; {hint}")
+    return faults
+
+
+def _collect(faults: list[str], build: Callable[[], object]) -> None:
+    try:
+        build()
+    except ValidationError as error:
+        faults.extend(_sentence(fault) for fault in error.errors(include_url=False))
+
+
+def _sentence(fault: ErrorDetails) -> str:
+    place = [str(part) for part in fault["loc"]]
+    name = f"{CACHE_TTL_PREFIX}{place[1].upper()}" if place[:1] == ["cache_ttl"] and len(place) > 1 else place[0]
+    expected = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    return f"{name}: {expected}; came: {_shape(fault['input'])}"
+
+
+def _shape(value: object) -> str:
+    """What came, described without showing it."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if isinstance(value, str):
+        return f"text of {len(value)} characters"
+    return f"a value of type {type(value).__name__}"

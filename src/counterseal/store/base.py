@@ -1,0 +1,161 @@
+"""Store: the one interface to Redis, whichever connection stands behind it.
+
+Values cross it as RESP2 shapes, the same over every connection: `bytes` for statuses and strings, `int`, `None`
+and lists of these. `HGETALL` is a flat list. A command's error is raised; inside a pipeline it is that item's value.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from counterseal.store.scripts import Script
+from counterseal.store.wire import Argument, Command, Reply
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What answers at the other end, read when the store is opened.
+
+    `product` is `valkey`, `redis` or `upstash`; `version` its own version, `(9, 1, 2)`, empty when it does not say;
+    `mode` is `standalone` or `cluster`.
+    """
+
+    product: str
+    version: tuple[int, ...]
+    mode: str
+
+
+@dataclass(slots=True)
+class StoreCounts:
+    """What a store has done since it was made; read by the metrics. Plain integers, changed by one event loop only."""
+
+    commands: int = 0
+    batches: int = 0
+    timeouts: int = 0
+    failures: int = 0
+    reconnects: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What somebody published on a channel. `data` is what they sent, byte for byte."""
+
+    channel: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """The connection was lost and is back: messages published meanwhile on these channels did not arrive."""
+
+    channels: tuple[str, ...]
+
+
+class Subscription(ABC):
+    """Messages of some channels, in the order in which each was published. Use it as `async with`.
+
+    Entering returns once the server has confirmed every channel, so a message published afterwards arrives.
+    It lives through lost connections: the iterator yields a `Gap`, then goes on. A subscriber that falls `limit`
+    messages behind is cut off with `SubscriberTooSlow`, so that it holds nobody up.
+    """
+
+    @abstractmethod
+    async def __aenter__(self) -> AsyncIterator[Message | Gap]: ...
+
+    @abstractmethod
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Store(ABC):
+    """One connection to Redis: native (single, Sentinel, Cluster), Upstash REST, or the embedded server.
+
+    Use it as `async with`. Commands that concurrent tasks issue in one turn of the event loop leave together.
+    Every call below raises `StoreUnavailable` (or its kinds `StoreTimeout`, `StoreBusy`) when Redis does not answer in
+    time; a write that timed out may have run. Nothing is retried here.
+    """
+
+    kind: str
+    """`embedded`, `native`, `sentinel`, `cluster` or `rest`."""
+
+    counts: StoreCounts
+
+    @property
+    @abstractmethod
+    def server(self) -> ServerInfo:
+        """What answers at the other end. Costs nothing; it was read by `open`."""
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """Where the store is, for people: no user, no password, no token."""
+
+    @property
+    @abstractmethod
+    def available(self) -> bool:
+        """False while the connection is down or the breaker is open: the next call would fail at once."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect. Raises `ConfigurationError` when the server refuses or is too old, else `StoreUnavailable`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of every connection and task. Calls under way fail with `StoreUnavailable`. Safe to call twice."""
+
+    @abstractmethod
+    def command(self, *arguments: Argument) -> Awaitable[Reply]:
+        """Run one command: one round trip, shared with whatever else leaves in this turn of the loop.
+
+        Raises `CommandError` when the server answers with an error. Commands that block are refused: see `block`.
+        """
+
+    @abstractmethod
+    def pipeline(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
+        """Run commands in order in one round trip. Not atomic. A failing one leaves its `CommandError` in its place."""
+
+    @abstractmethod
+    def transaction(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
+        """Run commands as MULTI/EXEC in one write. Raises `TransactionAborted` when one is refused while queueing.
+
+        A command that fails while it runs leaves its `CommandError` in its place; the others stand.
+        """
+
+    @abstractmethod
+    async def run(self, script: Script, **arguments: Argument | Sequence[Argument]) -> Reply:
+        """Run a script, its keys and arguments given by the names in its header. One round trip; two after NOSCRIPT."""
+
+    @abstractmethod
+    async def block(self, *arguments: Argument, timeout: timedelta) -> Reply:
+        """Run a command that waits on the server (`BLPOP`, `XREAD … BLOCK`), on a connection of its own.
+
+        `timeout` bounds the wait here and must exceed the one in the command. Over REST it raises `CommandError`.
+        """
+
+    @abstractmethod
+    def subscribe(self, *channels: str, limit: int = 1000) -> Subscription:
+        """Listen to channels: `async with store.subscribe("a") as messages: async for message in messages`.
+
+        `limit` is how many messages may wait for a slow reader before it is cut off.
+        """
+
+    @abstractmethod
+    def now_ms(self) -> int:
+        """The server's time in milliseconds since 1970, from its last reading (at most 10 s old). No round trip."""
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,109 @@
+"""Script: one Lua file, read whole, with a parsed header, called by the names of its arguments.
+
+A file begins with a header of comment lines; each entry may go on in the next lines, indented::
+
+    -- enqueue: puts a job where a worker can see it
+    -- keys: record ready
+    -- args: id now_ms fields...
+    -- returns: 1, or 0 when the id is taken
+    -- ttl: record by ttl_ms; ready as long as jobs wait
+
+A name that ends in `...` takes a sequence and must be the last of its line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from counterseal.store.wire import Argument
+
+_ENTRY = re.compile(r"^--\s?(?P<name>[a-z_]+):\s*(?P<text>.*)$")
+_CONTINUED = re.compile(r"^--\s\s+(?P<text>.+)$")
+_NAME = re.compile(r"^[a-z_][a-z0-9_]*(\.\.\.)?$")
+_REQUIRED = ("keys", "args", "returns", "ttl")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One atomic operation: its Lua text, the SHA-1 by which the server knows it, and the names it is called with."""
+
+    name: str
+    source: str
+    sha: str
+    keys: tuple[str, ...]
+    args: tuple[str, ...]
+
+    def bind(self, arguments: Mapping[str, Argument | Sequence[Argument]]) -> tuple[int, list[Argument]]:
+        """The number of keys, then keys and arguments in the order of the header.
+
+        Raises `TypeError` naming what is missing or unknown, as a Python call would.
+        """
+        keys = self._pick(self.keys, arguments)
+        bound = keys + self._pick(self.args, arguments)
+        if len(arguments) != len(self.keys) + len(self.args):
+            known = {name.removesuffix("...") for name in (*self.keys, *self.args)}
+            unknown = ", ".join(sorted(set(arguments) - known))
+            raise TypeError(f"script {self.name} takes no argument named {unknown}")
+        return len(keys), bound
+
+    def _pick(
+        self, names: tuple[str, ...], arguments: Mapping[str, Argument | Sequence[Argument]]
+    ) -> list[Argument]:
+        picked: list[Argument] = []
+        for name in names:
+            many = name.endswith("...")
+            plain = name.removesuffix("...")
+            if plain not in arguments:
+                raise TypeError(f"script {self.name} needs the argument {plain}")
+            value = arguments[plain]
+            if many:
+                if isinstance(value, (str, bytes, int, float)):
+                    raise TypeError(f"script {self.name} takes a sequence as {plain}")
+                picked.extend(value)
+            else:
+                if not isinstance(value, (str, bytes, int, float)):
+                    raise TypeError(f"script {self.name} takes one value as {plain}")
+                picked.append(value)
+        return picked
+
+
+def parse_script(name: str, source: str) -> Script:
+    """Read the header of a Lua file. Raises `ValueError` naming the file and what its header lacks."""
+    entries: dict[str, str] = {}
+    last: str | None = None
+    for line in source.splitlines():
+        if not line.startswith("--"):
+            break
+        if found := _ENTRY.match(line):
+            last = found["name"]
+            entries[last] = found["text"].strip()
+        elif last and (more := _CONTINUED.match(line)):
+            entries[last] = f"{entries[last]} {more['text'].strip()}"
+    missing = [entry for entry in _REQUIRED if entry not in entries]
+    if missing:
+        raise ValueError(f"{name}.lua: its header has no line for {', '.join(missing)}")
+    keys = _names(name, entries["keys"])
+    args = _names(name, entries["args"])
+    if len(set(keys + args)) != len(keys) + len(args):
+        raise ValueError(f"{name}.lua: a name stands twice in its header")
+    return Script(name, source, hashlib.sha1(source.encode()).hexdigest(), keys, args)  # noqa: S324 - Redis' own name for a script
+
+
+def load_script(package: str, name: str) -> Script:
+    """The script in `lua/<name>.lua` of a package."""
+    source = files(package).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+    return parse_script(name, source)
+
+
+def _names(script: str, text: str) -> tuple[str, ...]:
+    names = () if text == "none" else tuple(text.split())
+    for position, name in enumerate(names):
+        if not _NAME.match(name):
+            raise ValueError(f"{script}.lua: {name!r} in its header is not a name")
+        if name.endswith("...") and position != len(names) - 1:
+            raise ValueError(f"{script}.lua: {name} must be the last of its line")
+    return names

@@ -1,0 +1,33 @@
+"""The shapes that cross a connection, and how a command becomes bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias, cast
+
+from hiredis import pack_command
+
+from counterseal.core.errors import CommandError, ScriptMissing
+
+Argument: TypeAlias = str | bytes | int | float
+"""A part of a command. Text is sent as UTF-8, numbers as their Python text."""
+
+Command: TypeAlias = Sequence[Argument]
+"""A command with its arguments, as `("SET", key, value)`."""
+
+Reply: TypeAlias = "bytes | int | None | list[Reply] | CommandError"
+"""A reply in RESP2 shapes. `CommandError` stands only inside lists (pipelines, transactions, a script's table)."""
+
+
+def pack(command: Command) -> bytes:
+    """The RESP bytes of one command. Raises `TypeError` for an argument that is not text, bytes or a number."""
+    try:
+        return cast("bytes", pack_command(tuple(command)))
+    except UnicodeEncodeError as fault:
+        raise TypeError("a command's text must be encodable as UTF-8 (it has a lone surrogate)") from fault
+
+
+def error_reply(message: str | bytes) -> CommandError:
+    """The error that stands for an error reply of the server."""
+    text = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
+    return ScriptMissing(text) if text.startswith("NOSCRIPT") else CommandError(text)
