@@ -1,0 +1,71 @@
+"""StoreClock: the server's time, kept between readings by this machine's steady counter.
+
+All processes judge windows, leases and expiries by one clock, whatever their own clocks say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from counterseal.core.clock import Clock, SystemClock
+from counterseal.core.errors import StoreError
+
+MAX_AGE = timedelta(seconds=10)
+"""A reading is never older than this while the server answers."""
+
+
+class StoreClock:
+    """Milliseconds since 1970 by the server. Before the first reading it follows this machine's wall clock."""
+
+    def __init__(self, machine: Clock | None = None) -> None:
+        self._machine = machine or SystemClock()
+        self._offset_ms = self._machine.wall_ms() - self._machine.steady_ms()
+        self._read_at_ms: int | None = None
+        self._travelled_ms = 0
+        self._stale = asyncio.Event()
+
+    def now_ms(self) -> int:
+        """The server's time now. A reading that has grown too old (the machine slept) asks for a new one."""
+        steady = self._machine.steady_ms()
+        if self._read_at_ms is not None and steady - self._read_at_ms > _ms(MAX_AGE):
+            self._stale.set()
+        return steady + self._offset_ms + self._travelled_ms
+
+    @property
+    def skew_ms(self) -> int:
+        """How far this machine's wall clock is ahead of the server's, in milliseconds."""
+        return self._machine.wall_ms() - (self._machine.steady_ms() + self._offset_ms)
+
+    def travel(self, by: timedelta) -> None:
+        """Move this clock forward. For tests: what is stored and judged against this clock ages without waiting."""
+        self._travelled_ms += _ms(by)
+
+    async def read(self, time: Callable[[], Awaitable[tuple[int, int]]]) -> None:
+        """Take a reading. `time` answers TIME: seconds and microseconds. Half the round trip is taken as its age."""
+        before = self._machine.steady_ms()
+        seconds, micros = await time()
+        after = self._machine.steady_ms()
+        self._offset_ms = seconds * 1000 + micros // 1000 - (before + after) // 2
+        self._read_at_ms = after
+        self._stale.clear()
+
+    async def keep(self, time: Callable[[], Awaitable[tuple[int, int]]]) -> None:
+        """Run for as long as the store is open: read every 10 s, and at once when a reading turns out to be old."""
+        pause = _ms(MAX_AGE) / 1000 * 0.9
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await self._stale.wait()
+            except TimeoutError:
+                pass
+            try:
+                await self.read(time)
+            except StoreError:
+                self._stale.clear()
+                await asyncio.sleep(1)
+
+
+def _ms(duration: timedelta) -> int:
+    return duration // timedelta(milliseconds=1)
