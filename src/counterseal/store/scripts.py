@@ -79,10 +79,10 @@ def parse_script(name: str, source: str) -> Script:
         if not line.startswith("--"):
             break
         if found := _ENTRY.match(line):
-            last = found["name"]
-            entries[last] = found["text"].strip()
+            last = str(found["name"])
+            entries[last] = str(found["text"]).strip()
         elif last and (more := _CONTINUED.match(line)):
-            entries[last] = f"{entries[last]} {more['text'].strip()}"
+            entries[last] = f"{entries[last]} {str(more['text']).strip()}"
     missing = [entry for entry in _REQUIRED if entry not in entries]
     if missing:
         raise ValueError(f"{name}.lua: its header has no line for {', '.join(missing)}")

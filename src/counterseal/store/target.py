@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -37,6 +38,14 @@ _OPTIONS = _TLS_OPTIONS | {"db", "sentinel_username", "sentinel_password"}
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """How a server is trusted: the context for our own connections, the options that redis-py makes the same from."""
+
+    context: ssl.SSLContext = field(repr=False)
+    options: Mapping[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """One server: where it is and how to introduce oneself. Its repr shows no password."""
 
@@ -46,7 +55,7 @@ class Target:
     database: int = 0
     username: str | None = None
     password: SecretStr | None = None
-    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    tls: Tls | None = None
 
     @property
     def is_local(self) -> bool:
@@ -121,7 +130,11 @@ def parse_redis_url(url: str) -> RedisAddress:
         else:
             nodes.append(
                 Target(
-                    host=host, port=port, username=template.username, password=template.password, tls=template.tls
+                    host=host,
+                    port=port,
+                    username=template.username,
+                    password=template.password,
+                    tls=template.tls,
                 )
             )
     return RedisAddress(kind, tuple(nodes), template, service or None)
@@ -171,19 +184,18 @@ def _database(text: str) -> int:
     return int(text)
 
 
-def _tls(options: dict[str, str]) -> ssl.SSLContext:
-    check = options.get("ssl_check_hostname", "true").lower() not in ("false", "0", "no")
+def _tls(given: Mapping[str, str]) -> Tls:
+    check = given.get("ssl_check_hostname", "true").lower() not in ("false", "0", "no")
+    options: dict[str, Any] = {name: given[name] for name in _TLS_OPTIONS if name in given}
+    options |= {"ssl_check_hostname": check, "ssl_cert_reqs": given.get("ssl_cert_reqs", "required")}
     try:
-        return RedisSSLContext(
-            keyfile=options.get("ssl_keyfile"),
-            certfile=options.get("ssl_certfile"),
-            cert_reqs=options.get("ssl_cert_reqs", "required"),
-            ca_certs=options.get("ssl_ca_certs"),
-            ca_path=options.get("ssl_ca_path"),
-            check_hostname=check,
-        ).get()
-    except (OSError, ssl.SSLError, RedisError) as error:
-        raise _fault("expected readable certificate files in its ssl_ options", type(error).__name__) from error
+        maker = RedisSSLContext(**{name.removeprefix("ssl_"): value for name, value in options.items()})
+        context = cast("ssl.SSLContext", maker.get())  # pyright: ignore[reportUnknownMemberType]
+    except (OSError, RedisError) as error:
+        raise _fault(
+            "expected readable certificate files in its ssl_ options", type(error).__name__
+        ) from error
+    return Tls(context, options)
 
 
 def _fault(expected: str, came: str) -> ConfigurationError:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeAlias, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, cast
 
-from hiredis import pack_command
+import hiredis
 
 from counterseal.core.errors import CommandError, ScriptMissing
 
@@ -15,14 +15,18 @@ Argument: TypeAlias = str | bytes | int | float
 Command: TypeAlias = Sequence[Argument]
 """A command with its arguments, as `("SET", key, value)`."""
 
-Reply: TypeAlias = "bytes | int | None | list[Reply] | CommandError"
+Reply: TypeAlias = "bytes | int | list[Reply] | CommandError | None"
 """A reply in RESP2 shapes. `CommandError` stands only inside lists (pipelines, transactions, a script's table)."""
+
+
+pack_tuple: Callable[[tuple[Any, ...]], bytes] = cast("Any", hiredis).pack_command
+"""The RESP bytes of a command given as a tuple, by hiredis. `pack` says more about what it refuses."""
 
 
 def pack(command: Command) -> bytes:
     """The RESP bytes of one command. Raises `TypeError` for an argument that is not text, bytes or a number."""
     try:
-        return cast("bytes", pack_command(tuple(command)))
+        return pack_tuple(tuple(command))
     except UnicodeEncodeError as fault:
         raise TypeError("a command's text must be encodable as UTF-8 (it has a lone surrogate)") from fault
 

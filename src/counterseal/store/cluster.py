@@ -1,0 +1,285 @@
+"""ClusterStore: a Valkey or Redis Cluster behind the `Store` interface.
+
+Each primary has one multiplexed connection of its own. A command goes to the node of its first key; a redirection
+(`MOVED`, `ASK`) is followed, because the command did not run where it was sent. Nothing else is sent twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+from counterseal.core.clock import Clock
+from counterseal.core.errors import (
+    CommandError,
+    CountersealError,
+    ScriptMissing,
+    StoreUnavailable,
+    TransactionAborted,
+)
+from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
+from counterseal.store.clock import StoreClock
+from counterseal.store.feed import Feed
+from counterseal.store.link import Link, LinkOptions
+from counterseal.store.route import FixedRoute
+from counterseal.store.scripts import Script
+from counterseal.store.slots import slot_of
+from counterseal.store.target import RedisAddress, Target
+from counterseal.store.topology import Place, Topology
+from counterseal.store.valkey import read_time, refuse_blocking
+from counterseal.store.wire import Argument, Command, Reply
+
+MAX_REDIRECTIONS = 5
+_REDIRECTIONS = ("MOVED", "ASK")
+_NOT_NOW = ("CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "LOADING")
+
+
+class ClusterStore(Store):
+    """A `Store` over every primary of a Cluster. A command is one round trip, one more for each redirection."""
+
+    def __init__(
+        self, address: RedisAddress, options: LinkOptions | None = None, *, clock: Clock | None = None
+    ) -> None:
+        self.kind = "cluster"
+        self.counts = StoreCounts()
+        self.clock = StoreClock(clock)
+        self._address = address
+        self._options = options or LinkOptions()
+        self._topology = Topology(address)
+        self._places: list[Place | None] = []
+        self._links: dict[Place, Link] = {}
+        self._opening: dict[Place, asyncio.Lock] = {}
+        self._feed = Feed(_AnyPrimary(self))
+        self._stale = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    @property
+    def server(self) -> ServerInfo:
+        return next(
+            (link.server for link in self._links.values() if link.server.mode), ServerInfo("", (), "cluster")
+        )
+
+    @property
+    def description(self) -> str:
+        nodes = ",".join(f"{node.host}:{node.port}" for node in self._address.nodes)
+        return f"redis+cluster://{nodes}"
+
+    @property
+    def available(self) -> bool:
+        """True while every primary would be sent the next call."""
+        return bool(self._links) and all(link.available for link in self._links.values())
+
+    async def open(self) -> None:
+        if self._tasks:
+            return
+        self._places = await self._topology.read()
+        try:
+            await asyncio.gather(*(self._link(place) for place in self._primaries()))
+            await self.clock.read(self._time)
+        except BaseException:
+            await self.close()
+            raise
+        self._tasks = [
+            asyncio.create_task(self.clock.keep(self._time), name="counterseal: read the clock"),
+            asyncio.create_task(self._follow(), name="counterseal: follow the topology"),
+        ]
+
+    async def close(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._feed.close()
+        links, self._links = self._links, {}
+        await asyncio.gather(*(link.close() for link in links.values()))
+        await self._topology.close()
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    async def command(self, *arguments: Argument) -> Reply:
+        refuse_blocking(arguments)
+        slot = slot_of(arguments)
+        link = await self._serving(slot)
+        asking = False
+        for _ in range(MAX_REDIRECTIONS):
+            try:
+                if not asking:
+                    return await link.send(arguments)
+                return _raised((await link.send_many([("ASKING",), arguments]))[1])
+            except CommandError as error:
+                link, asking = await self._redirected(error)
+            except StoreUnavailable:
+                self._stale.set()
+                raise
+        raise StoreUnavailable("the Cluster redirects in a circle")
+
+    async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
+        for command in commands:
+            refuse_blocking(command)
+        groups: dict[Link, list[int]] = {}
+        for position, command in enumerate(commands):
+            groups.setdefault(await self._serving(slot_of(command)), []).append(position)
+        replies: list[Reply] = [None] * len(commands)
+
+        async def run(link: Link, positions: list[int]) -> None:
+            try:
+                answers = await link.send_many([commands[position] for position in positions])
+            except StoreUnavailable:
+                self._stale.set()
+                raise
+            for position, answer in zip(positions, answers, strict=True):
+                replies[position] = answer
+
+        await asyncio.gather(*(run(link, positions) for link, positions in groups.items()))
+        for position, reply in enumerate(replies):
+            if isinstance(reply, CommandError) and reply.kind in _REDIRECTIONS:
+                try:
+                    replies[position] = await self.command(*commands[position])
+                except CommandError as error:
+                    replies[position] = error
+        return replies
+
+    async def transaction(self, commands: Sequence[Command]) -> list[Reply]:
+        slots = {slot for command in commands if (slot := slot_of(command)) is not None}
+        if len(slots) > 1:
+            raise TransactionAborted("CROSSSLOT Keys in request don't hash to the same slot")
+        link = await self._serving(next(iter(slots), None))
+        for _ in range(MAX_REDIRECTIONS):
+            try:
+                return await link.send_transaction(commands)
+            except TransactionAborted as aborted:
+                cause = CommandError(str(aborted))
+                if cause.kind != "MOVED":
+                    raise
+                link, _ = await self._redirected(cause)
+            except StoreUnavailable:
+                self._stale.set()
+                raise
+        raise StoreUnavailable("the Cluster redirects in a circle")
+
+    async def run(self, script: Script, **arguments: Argument | Sequence[Argument]) -> Reply:
+        count, bound = script.bind(arguments)
+        try:
+            return await self.command("EVALSHA", script.sha, count, *bound)
+        except ScriptMissing:
+            return await self.command("EVAL", script.source, count, *bound)
+
+    async def block(self, *arguments: Argument, timeout: timedelta) -> Reply:
+        link = await self._serving(slot_of(arguments))
+        for _ in range(MAX_REDIRECTIONS):
+            connection = await link.dedicated(timeout)
+            try:
+                return await connection.send(arguments)
+            except CommandError as error:
+                link, _ = await self._redirected(error)
+            finally:
+                connection.abort("the blocking call is over")
+        raise StoreUnavailable("the Cluster redirects in a circle")
+
+    def subscribe(self, *channels: str, limit: int = 1000) -> Subscription:
+        return self._feed.subscribe(channels, limit=limit)
+
+    def now_ms(self) -> int:
+        return self.clock.now_ms()
+
+    async def any_target(self) -> Target:
+        """A primary that answers, else any primary."""
+        known = self._primaries()
+        if not known:
+            raise StoreUnavailable("no node of the Cluster is known")
+        well = [place for place in known if (link := self._links.get(place)) is not None and link.available]
+        return self._target((well or known)[0])
+
+    # -- nodes ---------------------------------------------------------------------------------------------------
+
+    def _primaries(self) -> list[Place]:
+        return sorted({place for place in self._places if place is not None})
+
+    async def _serving(self, slot: int | None) -> Link:
+        """The link to the node of a slot, of any node for None."""
+        place = self._places[slot] if slot is not None and self._places else None
+        if place is None:
+            known = self._primaries()
+            if slot is not None or not known:
+                self._stale.set()
+                raise StoreUnavailable("nobody in the Cluster serves this key")
+            place = known[0]
+        link = self._links.get(place)
+        return link if link is not None else await self._link(place)
+
+    async def _link(self, place: Place) -> Link:
+        lock = self._opening.setdefault(place, asyncio.Lock())
+        async with lock:
+            link = self._links.get(place)
+            if link is None:
+                link = Link(
+                    FixedRoute(self._target(place)), self._options, counts=self.counts, needs_primary=False
+                )
+                await link.open()
+                self._links[place] = link
+            return link
+
+    def _target(self, place: Place) -> Target:
+        host, port = place
+        return replace(self._address.template, host=host, port=port)
+
+    async def _redirected(self, error: CommandError) -> tuple[Link, bool]:
+        """Where a refused command goes instead, and whether it has to ask there. Raises what is no redirection."""
+        if error.kind in _NOT_NOW:
+            self._stale.set()
+            raise StoreUnavailable(f"the Cluster can't serve this key now ({error.kind})") from error
+        if error.kind not in _REDIRECTIONS:
+            raise error
+        _, slot, where = str(error).split(" ")[:3]
+        host, _, port = where.rpartition(":")
+        place = (host.strip("[]") or self._primaries()[0][0], int(port))
+        if error.kind == "MOVED":
+            self._places[int(slot)] = place
+            self._stale.set()
+        return await self._link(place), error.kind == "ASK"
+
+    async def _follow(self) -> None:
+        """Read the topology again when something shows that it changed, at most ten times a second."""
+        while True:
+            await self._stale.wait()
+            await asyncio.sleep(0.1)
+            self._stale.clear()
+            try:
+                self._places = await self._topology.read()
+                current = set(self._primaries())
+                gone = [place for place in self._links if place not in current]
+                for place in gone:
+                    await self._links.pop(place).close()
+                await asyncio.gather(*(self._link(place) for place in current))
+            except CountersealError:
+                self._stale.set()
+
+    async def _time(self) -> tuple[int, int]:
+        return read_time(await self.command("TIME"))
+
+
+class _AnyPrimary:
+    """Finds a primary for the pub/sub connection: a Cluster carries messages between its nodes."""
+
+    def __init__(self, store: ClusterStore) -> None:
+        self._store = store
+
+    @property
+    def description(self) -> str:
+        return self._store.description
+
+    async def resolve(self) -> Target:
+        return await self._store.any_target()
+
+    async def close(self) -> None:
+        return
+
+
+def _raised(reply: Reply) -> Reply:
+    if isinstance(reply, CommandError):
+        raise reply
+    return reply

@@ -1,0 +1,405 @@
+"""Connection: one socket to a server, shared by every task of the process.
+
+What is issued in one turn of the event loop leaves in one write; replies come back in the order of the commands and are
+handed out one by one. A caller that gave up (cancelled, timed out) leaves its place in that order behind, so its reply
+is dropped when it comes and nobody else's is moved.
+
+**Time-out.** A reply is late when its server has been silent for `timeout` since the command left; on a connection that
+keeps answering, a command waits at most `PATIENCE` times as long. Before anybody is failed the socket is read once
+more, and time in which this process's own event loop stood still does not count.
+
+**Bounds.** At most `max_inflight_bytes` of commands are unanswered; further callers wait for room, up to the time-out.
+A reply of more than `max_reply_bytes` ends the connection: its caller gets `ReplyTooLarge`, the others
+`StoreUnavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from typing import Any, cast
+
+from hiredis import HiredisError, PushNotification, Reader
+
+from counterseal.core.errors import (
+    CommandError,
+    ReplyTooLarge,
+    StoreBusy,
+    StoreTimeout,
+    StoreUnavailable,
+    TransactionAborted,
+)
+from counterseal.store.base import StoreCounts
+from counterseal.store.wire import Command, Reply, error_reply, pack, pack_tuple
+
+PATIENCE = 10
+"""How many time-outs a command waits at most on a connection that does answer, only not yet this command."""
+
+_NOTHING = object()
+_ONE_TURN = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Time and memory that a connection may take."""
+
+    timeout: timedelta
+    max_reply_bytes: int = 64 * 2**20
+    max_inflight_bytes: int = 64 * 2**20
+
+
+class _Collector:
+    """Stands in the order of replies for a run of commands, and gathers theirs."""
+
+    __slots__ = ("future", "left", "replies")
+
+    def __init__(self, future: asyncio.Future[list[Reply]], left: int) -> None:
+        self.future = future
+        self.left = left
+        self.replies: list[Reply] = []
+
+
+class _Batch:
+    """What left in one turn: how many entries of the order are still open, its bytes, when it was issued."""
+
+    __slots__ = ("expired", "issued_at", "left", "size")
+
+    def __init__(self, left: int, size: int, issued_at: float) -> None:
+        self.left = left
+        self.size = size
+        self.issued_at = issued_at
+        self.expired = False
+
+
+class Connection(asyncio.Protocol):
+    """A connected socket. Made by `Link`, which replaces it when it is lost."""
+
+    def __init__(
+        self,
+        bounds: Bounds,
+        *,
+        counts: StoreCounts,
+        on_lost: Callable[[Connection, str], None],
+        on_timeout: Callable[[], None],
+        on_error: Callable[[CommandError], None],
+        on_push: Callable[[list[Reply]], None] | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._bounds = bounds
+        self._timeout = bounds.timeout.total_seconds()
+        self._limit = bounds.max_inflight_bytes
+        self._counts = counts
+        self._on_lost = on_lost
+        self._on_timeout = on_timeout
+        self._on_error = on_error
+        self._on_push = on_push
+        self._transport: asyncio.Transport | None = None
+        self._reader = Reader(
+            protocolError=HiredisError, replyError=cast("Any", error_reply), notEnoughData=_NOTHING
+        )
+        self._pending: deque[asyncio.Future[Reply] | _Collector] = deque()
+        self._out: list[bytes] = []
+        self._out_entries = 0
+        self._batches: deque[_Batch] = deque()
+        self._inflight = 0
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._partial = 0
+        self._reads = 0
+        self._heard_at = self._loop.time()
+        self._late = 0.0
+        self._sweep_at = 0.0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed: str | None = None
+        self._too_large = False
+
+    # -- issuing -------------------------------------------------------------------------------------------------
+
+    def send(self, command: Command) -> Awaitable[Reply]:
+        """Issue one command. Raises `TypeError` at once for an argument that can't be sent."""
+        try:
+            packed = pack_tuple(cast("tuple[Any, ...]", command))
+        except (TypeError, UnicodeEncodeError):
+            packed = pack(command)
+        if self._waiting or self._inflight >= self._limit:
+            return self._send_with_room(packed)
+        return self._issue(packed)
+
+    def send_many(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
+        """Issue commands together, in order, and gather their replies. Errors are items of the answer."""
+        return self._issue_many([pack(command) for command in commands])
+
+    async def send_transaction(self, commands: Sequence[Command]) -> list[Reply]:
+        """MULTI, the commands and EXEC in one write. Raises `TransactionAborted` with the first cause."""
+        packed = [pack(("MULTI",)), *(pack(command) for command in commands), pack(("EXEC",))]
+        replies = await self._issue_many(packed)
+        done = replies[-1]
+        if isinstance(done, list):
+            return done
+        refused = next((reply for reply in replies[1:-1] if isinstance(reply, CommandError)), done)
+        raise TransactionAborted(str(refused))
+
+    def _issue(self, packed: bytes) -> asyncio.Future[Reply]:
+        if self._closed is not None:
+            raise StoreUnavailable(self._closed)
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(packed)
+        self._inflight += len(packed)
+        self._pending.append(future)
+        self._out_entries += 1
+        return future
+
+    async def _issue_many(self, packed: list[bytes]) -> list[Reply]:
+        if not packed:
+            return []
+        joined = b"".join(packed)
+        if self._waiting or self._inflight >= self._limit:
+            await self._room(len(joined))
+        if self._closed is not None:
+            raise StoreUnavailable(self._closed)
+        future: asyncio.Future[list[Reply]] = self._loop.create_future()
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(joined)
+        self._inflight += len(joined)
+        self._pending.append(_Collector(future, len(packed)))
+        self._out_entries += 1
+        self._counts.commands += len(packed) - 1
+        return await future
+
+    async def _send_with_room(self, packed: bytes) -> Reply:
+        await self._room(len(packed))
+        return await self._issue(packed)
+
+    async def _room(self, size: int) -> None:
+        """Wait until enough of what is under way has been answered, in the order of asking."""
+        if self._closed is not None:
+            raise StoreUnavailable(self._closed)
+        turn: asyncio.Future[None] = self._loop.create_future()
+        place = (size, turn)
+        self._waiting.append(place)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await turn
+        except TimeoutError:
+            raise StoreBusy(
+                f"more than {self._limit} bytes are under way to Redis; nothing was sent"
+            ) from None
+        finally:
+            if place in self._waiting:
+                self._waiting.remove(place)
+
+    def _flush(self) -> None:
+        """Write what this turn issued, in one go."""
+        out, transport = self._out, self._transport
+        if not out or transport is None or self._closed is not None:
+            return
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        entries, self._out_entries = self._out_entries, 0
+        now = self._loop.time()
+        self._batches.append(_Batch(entries, len(data), now - self._late))
+        counts = self._counts
+        counts.commands += entries
+        counts.batches += 1
+        counts.bytes_out += len(data)
+        transport.write(data)
+        if self._sweeper is None:
+            self._arm(now + self._timeout)
+
+    # -- replies -------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:  # noqa: PLR0912 - the hot loop stays in one function
+        """Hand out the replies that are complete."""
+        if self._closed is not None:
+            return
+        self._heard_at = self._loop.time() - self._late
+        self._reads += 1
+        self._counts.bytes_in += len(data)
+        pending, gets = self._pending, self._reader.gets
+        answered = 0
+        complete = False
+        try:
+            self._reader.feed(data)
+            while (reply := gets()) is not _NOTHING:
+                complete = True
+                if reply.__class__ is PushNotification:
+                    if self._on_push is not None:
+                        self._on_push(cast("list[Reply]", reply))
+                    continue
+                if not pending:
+                    self.abort("Redis sent a reply that nothing asked for")
+                    return
+                entry = pending[0]
+                if entry.__class__ is _Collector:
+                    collector = cast("_Collector", entry)
+                    collector.replies.append(reply)
+                    collector.left -= 1
+                    if collector.left:
+                        continue
+                    pending.popleft()
+                    answered += 1
+                    if not collector.future.done():
+                        collector.future.set_result(collector.replies)
+                    continue
+                pending.popleft()
+                answered += 1
+                future = cast("asyncio.Future[Reply]", entry)
+                if isinstance(reply, CommandError):
+                    self._on_error(reply)
+                    if not future.done():
+                        future.set_exception(reply)
+                elif not future.done():
+                    future.set_result(reply)
+        except HiredisError:
+            self.abort("Redis sent something that is not its protocol")
+            return
+        self._partial = len(data) if complete else self._partial + len(data)
+        if self._partial > self._bounds.max_reply_bytes:
+            self._too_large = True
+            self.abort(
+                f"the connection was closed because a reply exceeded {self._bounds.max_reply_bytes} bytes"
+            )
+            return
+        if answered:
+            self._settle(answered)
+
+    def _settle(self, answered: int) -> None:
+        """Book answered entries off their batches, and let those in who wait for room."""
+        batches = self._batches
+        while answered and batches:
+            batch = batches[0]
+            if batch.left > answered:
+                batch.left -= answered
+                break
+            answered -= batch.left
+            self._inflight -= batch.size
+            batches.popleft()
+        room = self._limit - self._inflight
+        while self._waiting and room > 0:
+            size, turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                room -= size
+
+    # -- time-outs -----------------------------------------------------------------------------------------------
+
+    def _arm(self, at: float) -> None:
+        self._sweep_at = at
+        self._sweeper = self._loop.call_at(at, self._sweep)
+
+    def _sweep(self) -> None:
+        """Look whether the oldest command is late; what this loop's own delay took is not held against it."""
+        self._sweeper = None
+        now = self._loop.time()
+        self._late += max(0.0, now - self._sweep_at)
+        due = self._due()
+        if due is None:
+            return
+        if due > now:
+            self._arm(due)
+            return
+        self._sweep_at = now + _ONE_TURN
+        self._sweeper = self._loop.call_at(self._sweep_at, self._expire, self._reads)
+
+    def _due(self) -> float | None:
+        """When the oldest command that nobody has failed yet is late; None when there is none."""
+        batch = next((batch for batch in self._batches if not batch.expired), None)
+        return None if batch is None else self._due_of(batch)
+
+    def _due_of(self, batch: _Batch) -> float:
+        silence = max(batch.issued_at, self._heard_at) + self._timeout
+        return min(silence, batch.issued_at + PATIENCE * self._timeout) + self._late
+
+    def _expire(self, seen: int) -> None:
+        """One turn later, when the socket has been read: fail what is still late."""
+        self._sweeper = None
+        now = self._loop.time()
+        if self._reads == seen:
+            self._fail_late(now)
+        due = self._due()
+        if due is not None:
+            self._arm(max(due, now + _ONE_TURN))
+
+    def _fail_late(self, now: float) -> None:
+        entries = iter(self._pending)
+        failed = 0
+        for batch in self._batches:
+            if self._due_of(batch) > now:
+                break
+            for entry in islice(entries, batch.left):
+                if not batch.expired and self._fail_entry(entry):
+                    failed += 1
+            batch.expired = True
+        if failed:
+            self._counts.timeouts += failed
+            self._on_timeout()
+
+    def _fail_entry(self, entry: asyncio.Future[Reply] | _Collector) -> bool:
+        future = _future_of(entry)
+        if future.done():
+            return False
+        future.set_exception(StoreTimeout(f"Redis did not answer within {round(self._timeout * 1000)} ms"))
+        return True
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since this connection heard anything while something was due, else 0."""
+        if not self._batches:
+            return 0.0
+        return self._loop.time() - self._late - max(self._heard_at, self._batches[0].issued_at)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        return self._closed is not None
+
+    def abort(self, reason: str) -> None:
+        """Close at once. Everything under way fails with `StoreUnavailable` and this reason."""
+        if self._closed is not None:
+            return
+        self._finish(reason)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._finish("the connection to Redis was lost")
+
+    def _finish(self, reason: str) -> None:
+        if self._closed is not None:
+            return
+        self._closed = reason
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        pending, self._pending = self._pending, deque()
+        self._batches.clear()
+        self._out.clear()
+        for position, entry in enumerate(pending):
+            future = _future_of(entry)
+            if future.done():
+                continue
+            if position == 0 and self._too_large:
+                future.set_exception(
+                    ReplyTooLarge(f"the reply is larger than {self._bounds.max_reply_bytes} bytes")
+                )
+            else:
+                future.set_exception(StoreUnavailable(reason))
+        for _, turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(StoreUnavailable(reason))
+        self._waiting.clear()
+        self._on_lost(self, reason)
+
+
+def _future_of(entry: asyncio.Future[Reply] | _Collector) -> asyncio.Future[Any]:
+    return cast("asyncio.Future[Any]", entry.future if isinstance(entry, _Collector) else entry)

@@ -1,0 +1,350 @@
+"""Link: a connection to one server that is kept up: introduced, watched, and replaced when it is lost.
+
+A lost connection is replaced at once; when that fails, with full-jitter back-off from 50 ms to 2 s, for as long as the
+link is open. Meanwhile calls fail at once with `StoreUnavailable`. Nothing is sent twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from counterseal.core.errors import (
+    CommandError,
+    ConfigurationError,
+    CountersealError,
+    StoreTimeout,
+    StoreUnavailable,
+)
+from counterseal.store.base import ServerInfo, StoreCounts
+from counterseal.store.breaker import Breaker, BreakerPolicy
+from counterseal.store.connection import Bounds, Connection
+from counterseal.store.route import Route
+from counterseal.store.target import LOCAL_TIMEOUT, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT, Target
+from counterseal.store.wire import Command, Reply
+
+logger = logging.getLogger(__name__)
+
+MINIMUM_VERSIONS = {"redis": (7, 0), "valkey": (7, 2)}
+CLIENT_NAME = "counterseal"
+
+T = TypeVar("T")
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+_STEADY_AFTER = 1.0
+_DEAD_AFTER = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkOptions:
+    """What a link may take. Time-outs that are None follow the target: 50 ms on this machine, else 1 s and 250 ms."""
+
+    connect_timeout: timedelta | None = None
+    command_timeout: timedelta | None = None
+    max_reply_bytes: int = 64 * 2**20
+    max_inflight_bytes: int = 64 * 2**20
+    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+
+    def bounds(self, target: Target) -> Bounds:
+        read = self.command_timeout or (LOCAL_TIMEOUT if target.is_local else REMOTE_READ_TIMEOUT)
+        return Bounds(read, self.max_reply_bytes, self.max_inflight_bytes)
+
+    def connecting(self, target: Target) -> float:
+        limit = self.connect_timeout or (LOCAL_TIMEOUT if target.is_local else REMOTE_CONNECT_TIMEOUT)
+        return limit.total_seconds()
+
+
+class Link:
+    """One server's connection, for as long as the store is open."""
+
+    def __init__(
+        self,
+        route: Route,
+        options: LinkOptions | None = None,
+        *,
+        counts: StoreCounts | None = None,
+        needs_primary: bool = True,
+    ) -> None:
+        self.route = route
+        self.options = options or LinkOptions()
+        self.counts = counts or StoreCounts()
+        self.breaker = Breaker(self.options.breaker)
+        self.server = ServerInfo("", (), "")
+        self._needs_primary = needs_primary
+        self._connection: Connection | None = None
+        self._reason = "the store is not open"
+        self._lost = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._connected_at = 0.0
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    def send(self, command: Command) -> Awaitable[Reply]:
+        """Issue one command."""
+        connection = self._connection
+        if connection is None or self.breaker.refusing:
+            raise self._refusal()
+        return connection.send(command)
+
+    def send_many(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
+        """Issue commands together."""
+        connection = self._connection
+        if connection is None or self.breaker.refusing:
+            raise self._refusal()
+        return connection.send_many(commands)
+
+    def send_transaction(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
+        """Issue commands between MULTI and EXEC."""
+        connection = self._connection
+        if connection is None or self.breaker.refusing:
+            raise self._refusal()
+        return connection.send_transaction(commands)
+
+    @property
+    def available(self) -> bool:
+        """Whether the next call would be sent."""
+        return self._connection is not None and not self.breaker.refusing
+
+    def _refusal(self) -> StoreUnavailable:
+        if self._connection is None:
+            return StoreUnavailable(self._reason)
+        return StoreUnavailable("Redis did not answer lately; calls are refused until it does")
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect and introduce oneself, then keep the connection. Safe to call on an open link."""
+        if self._tasks:
+            return
+        await self._connect()
+        self._tasks = [
+            asyncio.create_task(self._keep(), name="counterseal: keep the connection"),
+            asyncio.create_task(self.breaker.watch(self._probe), name="counterseal: probe"),
+        ]
+
+    async def close(self) -> None:
+        """Close the connection and let go of the route."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        connection, self._connection = self._connection, None
+        self._reason = "the store is closed"
+        if connection is not None:
+            connection.abort(self._reason)
+        await self.route.close()
+
+    def renew(self, reason: str) -> None:
+        """Give this connection up and make another."""
+        if self._connection is not None:
+            self._connection.abort(reason)
+
+    async def dedicated(self, timeout: timedelta) -> Connection:
+        """A connection of its own, introduced, for a command that blocks. The caller closes it with `abort`."""
+        target = await self.route.resolve()
+        bounds = replace(self.options.bounds(target), timeout=timeout)
+        connection = await self._dial(target, bounds, on_lost=_ignore, on_timeout=_nothing)
+        await self._introduce(connection, target)
+        return connection
+
+    async def _keep(self) -> None:
+        attempt = 0
+        while True:
+            await self._lost.wait()
+            if attempt:
+                longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
+                await asyncio.sleep(random.random() * longest)  # noqa: S311 - spreads reconnects, protects nothing
+            lived = asyncio.get_running_loop().time() - self._connected_at
+            if lived > _STEADY_AFTER:
+                attempt = 0
+            attempt = min(attempt + 1, 16)
+            try:
+                await self._connect()
+            except CountersealError as error:
+                self._reason = str(error)
+                continue
+            except Exception:
+                logger.exception("a connection to Redis could not be made")
+                self._reason = "Redis can't be reached"
+                continue
+            self.counts.reconnects += 1
+            self.breaker.close()
+
+    async def _connect(self) -> None:
+        target = await self.route.resolve()
+        connection = await self._dial(
+            target, self.options.bounds(target), on_lost=self._on_lost, on_timeout=self._on_timeout
+        )
+        try:
+            self.server = await self._introduce(connection, target)
+        except BaseException:
+            connection.abort("the server did not accept the connection")
+            raise
+        self._lost.clear()
+        self._connection = connection
+        self._connected_at = asyncio.get_running_loop().time()
+        if connection.closed:
+            self._on_lost(connection, "the connection to Redis was lost")
+
+    async def _dial(
+        self,
+        target: Target,
+        bounds: Bounds,
+        *,
+        on_lost: Callable[[Connection, str], None],
+        on_timeout: Callable[[], None],
+    ) -> Connection:
+        loop = asyncio.get_running_loop()
+
+        def make() -> Connection:
+            return Connection(
+                bounds, counts=self.counts, on_lost=on_lost, on_timeout=on_timeout, on_error=self._on_error
+            )
+
+        limit = self.options.connecting(target)
+        try:
+            if target.path is not None:
+                dialing = loop.create_unix_connection(make, target.path)
+            else:
+                dialing = loop.create_connection(
+                    make, target.host, target.port, ssl=target.tls.context if target.tls else None
+                )
+            _, connection = await _within(limit, dialing)
+        except ssl.SSLError as error:
+            cause = getattr(error, "verify_message", "") or error.reason or "a failed handshake"
+            raise ConfigurationError(
+                f"REDIS_URL: expected a TLS server with a valid certificate; came: {cause}"
+            ) from error
+        except TimeoutError as error:
+            raise StoreTimeout(f"Redis accepted no connection within {round(limit * 1000)} ms") from error
+        except OSError as error:
+            raise StoreUnavailable(f"Redis can't be reached: {_cause(error)}") from error
+        return connection
+
+    async def _introduce(self, connection: Connection, target: Target) -> ServerInfo:
+        hello: list[str] = ["HELLO", "2"]
+        if target.password is not None:
+            hello += ["AUTH", target.username or "default", target.password.get_secret_value()]
+        hello += ["SETNAME", CLIENT_NAME]
+        commands: list[Command] = [hello]
+        if target.database:
+            commands.append(("SELECT", target.database))
+        first, *others = await connection.send_many(commands)
+        if isinstance(first, CommandError):
+            raise _refused(first)
+        for reply in others:
+            if isinstance(reply, CommandError):
+                raise ConfigurationError(
+                    f"REDIS_URL: expected a database that the server has; it refused number {target.database}"
+                )
+        return self._understand(first)
+
+    def _understand(self, hello: Reply) -> ServerInfo:
+        flat = hello if isinstance(hello, list) else []
+        said = {
+            name.decode(): value.decode("utf-8", "replace")
+            for name, value in zip(flat[::2], flat[1::2], strict=False)
+            if isinstance(name, bytes) and isinstance(value, bytes)
+        }
+        product = said.get("server", "redis")
+        version = tuple(int(part) for part in said.get("version", "").split(".") if part.isdecimal())
+        if said.get("mode") == "sentinel":
+            raise ConfigurationError(
+                "REDIS_URL: expected a Redis server; came: a Sentinel, whose URL begins with redis+sentinel://"
+            )
+        least = MINIMUM_VERSIONS.get(product, (0,))
+        if version and version < least:
+            raise too_old(product, version)
+        if self._needs_primary and said.get("role", "master") != "master":
+            raise StoreUnavailable("the server is a replica, which takes no writes")
+        return ServerInfo(product, version, said.get("mode", "standalone"))
+
+    async def _probe(self) -> None:
+        connection = self._connection
+        if connection is None:
+            raise StoreUnavailable(self._reason)
+        await connection.send(("PING",))
+
+    # -- what a connection reports -------------------------------------------------------------------------------
+
+    def _on_lost(self, connection: Connection, reason: str) -> None:
+        if connection is not self._connection:
+            return
+        self._connection = None
+        self._reason = reason
+        self.counts.failures += 1
+        self._lost.set()
+
+    def _on_timeout(self) -> None:
+        self.breaker.failed()
+        connection = self._connection
+        if connection is not None and connection.silent_for > _DEAD_AFTER:
+            connection.abort("Redis has been silent for too long")
+
+    def _on_error(self, error: CommandError) -> None:
+        if error.kind == "READONLY" and self._needs_primary:
+            asyncio.get_running_loop().call_soon(self.renew, "the server became a replica")
+
+
+def too_old(product: str, version: tuple[int, ...]) -> ConfigurationError:
+    """The error for a server below the least version."""
+    least = " or ".join(
+        f"{name.title()} {'.'.join(map(str, number))}" for name, number in MINIMUM_VERSIONS.items()
+    )
+    came = ".".join(map(str, version)) or "without HELLO"
+    return ConfigurationError(f"REDIS_URL: expected {least} or newer; came: {product.title()} {came}")
+
+
+def _refused(error: CommandError) -> CountersealError:
+    """What a refused introduction means."""
+    text = str(error)
+    if error.kind == "WRONGPASS":
+        return ConfigurationError(
+            "REDIS_URL: expected a user and password that the server accepts; it refused them"
+        )
+    if error.kind == "NOAUTH":
+        return ConfigurationError("REDIS_URL: expected the server's password; none is given")
+    if error.kind in ("LOADING", "BUSY", "MASTERDOWN"):
+        return StoreUnavailable(f"Redis is not ready: {error.kind.lower()}")
+    if "unknown command" in text:
+        return too_old("redis", ())
+    if "without any password configured" in text:
+        return ConfigurationError("REDIS_URL: expected no password, as the server has none; one is given")
+    return ConfigurationError(
+        f"REDIS_URL: expected a server that lets counterseal in; it answered {error.kind}"
+    )
+
+
+async def _within(seconds: float, dialing: Coroutine[Any, Any, T]) -> T:
+    """Wait for a connection. Time in which this loop itself stood still is not held against the server."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(dialing)
+    try:
+        while not task.done():
+            started = loop.time()
+            done, _ = await asyncio.wait({task}, timeout=seconds)
+            if not done and loop.time() - started < 1.5 * seconds:
+                raise TimeoutError
+    finally:
+        if not task.done():
+            task.cancel()
+    return task.result()
+
+
+def _cause(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower() if error.errno else "the host name is not known"
+
+
+def _ignore(connection: Connection, reason: str) -> None:
+    return
+
+
+def _nothing() -> None:
+    return

@@ -1,0 +1,44 @@
+"""open_store: the one place that decides which connection stands behind a `Store`."""
+
+from __future__ import annotations
+
+from counterseal.core.clock import Clock
+from counterseal.core.settings import Settings
+from counterseal.store.base import Store
+from counterseal.store.cluster import ClusterStore
+from counterseal.store.embedded import EmbeddedServer, check_allowed
+from counterseal.store.link import LinkOptions
+from counterseal.store.route import EmbeddedRoute, FixedRoute, SentinelRoute
+from counterseal.store.target import parse_redis_url
+from counterseal.store.valkey import NativeStore
+
+
+def link_options(settings: Settings) -> LinkOptions:
+    """Time-outs and bounds of native connections, as configured."""
+    redis = settings.redis
+    return LinkOptions(
+        connect_timeout=redis.connect_timeout,
+        command_timeout=redis.command_timeout,
+        max_reply_bytes=redis.max_reply_bytes,
+        max_inflight_bytes=redis.max_inflight_bytes,
+    )
+
+
+def open_store(settings: Settings, *, clock: Clock | None = None) -> Store:
+    """The store that the settings ask for: `REDIS_URL` first, then the Upstash pair, then the embedded server.
+
+    It is not connected yet: use it as `async with`. A single server that turns out to be a node of a Cluster ends
+    `open()` with a `ConfigurationError` that says so. `clock` replaces this machine's clock in tests.
+    """
+    redis = settings.redis
+    options = link_options(settings)
+    if redis.url is not None:
+        address = parse_redis_url(redis.url.get_secret_value())
+        if address.kind == "cluster":
+            return ClusterStore(address, options, clock=clock)
+        if address.kind == "sentinel":
+            return NativeStore(SentinelRoute(address), options, kind="sentinel", clock=clock)
+        return NativeStore(FixedRoute(address.template), options, clock=clock)
+    check_allowed(settings)
+    server = EmbeddedServer(settings.data_dir, fsync=redis.fsync)
+    return NativeStore(EmbeddedRoute(server), options, kind="embedded", clock=clock)

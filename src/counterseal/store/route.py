@@ -1,0 +1,110 @@
+"""Route: how to find the server to connect to, asked again before every connection."""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from counterseal.core.errors import StoreUnavailable
+from counterseal.store.embedded import EmbeddedServer
+from counterseal.store.target import RedisAddress, Target
+
+
+class Route(Protocol):
+    """Where the primary is now."""
+
+    @property
+    def description(self) -> str:
+        """The place, for people: no user, no password."""
+        ...
+
+    async def resolve(self) -> Target:
+        """The server to connect to. Raises `StoreUnavailable` when nobody knows."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what finding it needed."""
+        ...
+
+
+class FixedRoute:
+    """Always the same server."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    @property
+    def description(self) -> str:
+        return self._target.description
+
+    async def resolve(self) -> Target:
+        return self._target
+
+    async def close(self) -> None:
+        return
+
+
+class EmbeddedRoute:
+    """The server of the data folder, started when it does not run."""
+
+    def __init__(self, server: EmbeddedServer, *, database: int = 0) -> None:
+        self._server = server
+        self._database = database
+        self._socket = ""
+
+    @property
+    def description(self) -> str:
+        return f"unix://{self._socket}?db={self._database}"
+
+    async def resolve(self) -> Target:
+        endpoint = await self._server.ensure()
+        self._socket = str(endpoint.socket)
+        return Target(path=self._socket, password=endpoint.password, database=self._database)
+
+    async def close(self) -> None:
+        await self._server.close()
+
+
+class SentinelRoute:
+    """The primary that the sentinels agree on: asked for before each connection, never for a command."""
+
+    def __init__(self, address: RedisAddress, *, timeout: float = 1.0) -> None:
+        self._address = address
+        self._service = address.service or ""
+        first = address.nodes[0]
+        options: dict[str, object] = {
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "retry": Retry(NoBackoff(), 0),
+            "username": first.username,
+            "password": first.password.get_secret_value() if first.password else None,
+        }
+        self._sentinel = Sentinel([(node.host, node.port) for node in address.nodes], sentinel_kwargs=options)
+
+    @property
+    def description(self) -> str:
+        nodes = ",".join(f"{node.host}:{node.port}" for node in self._address.nodes)
+        return f"redis+sentinel://{nodes}/{self._service}/{self._address.template.database}"
+
+    async def resolve(self) -> Target:
+        try:
+            host, port = cast("tuple[str, int]", await self._sentinel.discover_master(self._service))
+        except (MasterNotFoundError, RedisError, OSError) as error:
+            raise StoreUnavailable("no sentinel names a primary") from error
+        template = self._address.template
+        return Target(
+            host=host,
+            port=port,
+            database=template.database,
+            username=template.username,
+            password=template.password,
+            tls=template.tls,
+        )
+
+    async def close(self) -> None:
+        for sentinel in self._sentinel.sentinels:
+            await sentinel.aclose()

@@ -1,0 +1,133 @@
+"""NativeStore: one server over its own protocol, found by a fixed address, by Sentinel, or started here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from datetime import timedelta
+
+from counterseal.core.clock import Clock
+from counterseal.core.errors import CommandError, ScriptMissing, StoreUnavailable
+from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
+from counterseal.store.clock import StoreClock
+from counterseal.store.feed import Feed
+from counterseal.store.link import Link, LinkOptions
+from counterseal.store.route import Route
+from counterseal.store.scripts import Script
+from counterseal.store.wire import Argument, Command, Reply
+
+_BLOCKING_TEXT = """
+BLPOP BRPOP BRPOPLPUSH BLMOVE BLMPOP BZPOPMIN BZPOPMAX BZMPOP WAIT WAITAOF MONITOR SUBSCRIBE PSUBSCRIBE SSUBSCRIBE
+"""
+_BLOCKING_NAMES = tuple(_BLOCKING_TEXT.split())
+_MAYBE_BLOCKING_NAMES = ("XREAD", "XREADGROUP")
+_SUSPECTS: frozenset[Argument] = frozenset(
+    form
+    for name in (*_BLOCKING_NAMES, *_MAYBE_BLOCKING_NAMES)
+    for form in (name, name.lower(), name.encode(), name.lower().encode())
+)
+_FIRM = frozenset(_BLOCKING_NAMES)
+
+
+def refuse_blocking(command: Command) -> None:
+    """Raise `CommandError` for a command that would hold up everybody on a shared connection."""
+    if command[0] not in _SUSPECTS:
+        return
+    words = [part.decode("latin-1") if isinstance(part, bytes) else str(part) for part in command]
+    name = words[0].upper()
+    if name in _FIRM or "BLOCK" in (word.upper() for word in words[1:]):
+        raise CommandError(f"ERR {name} waits on the server: run it by block(), or listen by subscribe()")
+
+
+class NativeStore(Store):
+    """A `Store` over one multiplexed connection; `command` is one round trip shared with its turn of the loop."""
+
+    def __init__(
+        self,
+        route: Route,
+        options: LinkOptions | None = None,
+        *,
+        kind: str = "native",
+        clock: Clock | None = None,
+    ) -> None:
+        self.kind = kind
+        self.counts = StoreCounts()
+        self.link = Link(route, options, counts=self.counts)
+        self.clock = StoreClock(clock)
+        self._feed = Feed(route)
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def server(self) -> ServerInfo:
+        return self.link.server
+
+    @property
+    def description(self) -> str:
+        return self.link.route.description
+
+    @property
+    def available(self) -> bool:
+        return self.link.available
+
+    async def open(self) -> None:
+        await self.link.open()
+        if self._keeper is None:
+            await self.clock.read(self._time)
+            self._keeper = asyncio.create_task(
+                self.clock.keep(self._time), name="counterseal: read the clock"
+            )
+
+    async def close(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+        await self._feed.close()
+        await self.link.close()
+
+    def command(self, *arguments: Argument) -> Awaitable[Reply]:
+        if arguments[0] in _SUSPECTS:
+            refuse_blocking(arguments)
+        return self.link.send(arguments)
+
+    def pipeline(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
+        for command in commands:
+            refuse_blocking(command)
+        return self.link.send_many(commands)
+
+    def transaction(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
+        return self.link.send_transaction(commands)
+
+    async def run(self, script: Script, **arguments: Argument | Sequence[Argument]) -> Reply:
+        count, bound = script.bind(arguments)
+        try:
+            return await self.link.send(("EVALSHA", script.sha, count, *bound))
+        except ScriptMissing:
+            return await self.link.send(("EVAL", script.source, count, *bound))
+
+    async def block(self, *arguments: Argument, timeout: timedelta) -> Reply:
+        if not self.link.available:
+            raise StoreUnavailable("Redis is not available")
+        connection = await self.link.dedicated(timeout)
+        try:
+            return await connection.send(arguments)
+        finally:
+            connection.abort("the blocking call is over")
+
+    def subscribe(self, *channels: str, limit: int = 1000) -> Subscription:
+        return self._feed.subscribe(channels, limit=limit)
+
+    def now_ms(self) -> int:
+        return self.clock.now_ms()
+
+    async def _time(self) -> tuple[int, int]:
+        return read_time(await self.link.send(("TIME",)))
+
+
+def read_time(reply: Reply) -> tuple[int, int]:
+    """Seconds and microseconds from the reply of TIME."""
+    if isinstance(reply, list) and len(reply) == 2:
+        seconds, micros = reply
+        if isinstance(seconds, bytes) and isinstance(micros, bytes):
+            return int(seconds), int(micros)
+    raise StoreUnavailable("Redis told no time")
