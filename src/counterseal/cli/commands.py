@@ -1,0 +1,148 @@
+"""Commands: their options and help, and what becomes of an error.
+
+What a command needs is imported inside it, so that `--help` and `--version` answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from counterseal.core.errors import ConfigurationError, CountersealError
+
+CANNOT_START = 2
+INTERRUPTED = 130
+
+_HELP = """\
+The Redis layer of a document-signing web application: sessions, cache, jobs, analytics, real time, rate limits, health.
+
+It runs on Upstash, on any Valkey or Redis, or on a Valkey server that it starts by itself. With nothing configured,
+`counterseal serve` starts all of it. Settings come from the environment and from a `.env` file in the current folder.
+
+Exit codes: 0 all went well; 1 `doctor` found a fault; 2 it could not start, and one sentence on stderr says why.
+"""
+
+Port = Annotated[
+    int, typer.Option("--port", "-p", min=0, max=65535, help="Port to listen on; 0 takes any free one.")
+]
+Host = Annotated[
+    str,
+    typer.Option(
+        "--host",
+        help="Address to listen on. In development only this machine's own are allowed: 127.0.0.1, ::1.",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        metavar="FOLDER",
+        help="Where data is kept; else COUNTERSEAL_DATA_DIR, else ./.counterseal.",
+        show_default=False,
+    ),
+]
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line. Returns the exit code; what went wrong stands on stderr, a sentence each."""
+    command = typer.main.get_command(_program())
+    try:
+        ended = command.main(list(arguments), prog_name="counterseal", standalone_mode=False)
+    except typer.TyperException as fault:
+        # Without a message its help has been printed: no command was named.
+        if message := fault.format_message().rstrip("."):
+            _complain(f"{message}; counterseal --help tells more")
+        return CANNOT_START
+    except ConfigurationError as error:
+        for fault in error.faults:
+            _complain(fault)
+        return CANNOT_START
+    except CountersealError as error:
+        _complain(str(error))
+        return CANNOT_START
+    except (typer.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    return ended if isinstance(ended, int) else 0
+
+
+def _program() -> typer.Typer:
+    program = typer.Typer(
+        name="counterseal",
+        help=_HELP,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+        rich_markup_mode="markdown",
+    )
+    program.callback()(_options)
+    program.command()(serve)
+    program.command()(doctor)
+    return program
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"counterseal {version('counterseal')}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """What stands before the name of a command."""
+
+
+def serve(port: Port = 8787, host: Host = "127.0.0.1", data_dir: DataDir = None) -> None:
+    """Start everything in one process: web server, worker, and the embedded Valkey when no Redis is configured.
+
+    It prints where it listens, which Redis and database it uses and where the data is, then logs to stderr.
+
+    Ctrl-C or SIGTERM ends it: requests and jobs that have begun are finished within COUNTERSEAL_GRACE (10 s), and
+    the exit code is 0. A second signal ends it at once.
+    """
+    from counterseal.core.settings import Settings
+
+    settings = Settings.load(data_dir=data_dir)
+
+    from counterseal.cli.serving import run_server
+
+    run_server(settings, host=host, port=port)
+
+
+def doctor(
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
+) -> None:
+    """Examine the Redis that is configured, and say what is wrong with it and what to do.
+
+    Looks at its version, persistence, eviction policy, memory and clock, at the state of a Cluster, at what the token
+    or user may do, and at how fast it answers. It writes one key of its own and removes it.
+
+    Exit code 0: nothing is wrong (there may be warnings). 1: at least one fault. 2: it could not be asked at all.
+    """
+    from counterseal.core.settings import Settings
+
+    settings = Settings.load(data_dir=data_dir)
+
+    from counterseal.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(settings, as_json=as_json))
+
+
+def _complain(sentence: str) -> None:
+    print(f"counterseal: {sentence}", file=sys.stderr)

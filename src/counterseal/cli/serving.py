@@ -1,0 +1,204 @@
+"""Serving: one process that is the whole of counterseal, from the first line it prints to its last signal."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from types import FrameType
+
+import structlog
+import uvicorn
+import uvloop
+
+from counterseal.app import Counterseal
+from counterseal.cli.logs import configure_logs
+from counterseal.core.errors import ConfigurationError
+from counterseal.core.settings import Environment, Settings
+from counterseal.web import create_app
+
+_BACKLOG = 2048
+_WEB_SHARE = 0.6
+"""How much of the grace period requests may use up; the rest is for jobs and for closing."""
+
+
+class Ending:
+    """What a signal does: the first asks for an orderly end, a second ends the process at once.
+
+    After `grace` the process ends whether it is ready or not. Signals are handled even while a call blocks the
+    event loop.
+    """
+
+    def __init__(self, grace: timedelta) -> None:
+        self._grace = grace
+        self._asked = False
+        self._on_ask: Callable[[], object] | None = None
+
+    def install(self, on_ask: Callable[[], object]) -> None:
+        """From now on SIGTERM and SIGINT call `on_ask`, in the event loop that runs now."""
+        loop = asyncio.get_running_loop()
+        self._on_ask = lambda: loop.call_soon_threadsafe(on_ask)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            os._exit(128 + number)
+        self._asked = True
+        last = threading.Timer(self._grace.total_seconds(), _give_up)
+        last.daemon = True
+        last.start()
+        if self._on_ask is not None:
+            with suppress(RuntimeError):  # the loop is closed: the end is near anyway
+                self._on_ask()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: they end the process by the signal, not by exit code 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def run_server(settings: Settings, *, host: str, port: int) -> None:
+    """Serve until a signal comes. Raises `ConfigurationError` for what keeps it from starting."""
+    check_host(settings, host)
+    configure_logs(settings)
+    listener = listen(host, port)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, listener))
+    finally:
+        listener.close()
+
+
+def check_host(settings: Settings, host: str) -> None:
+    """Raise `ConfigurationError` when development would be reachable from other machines."""
+    if settings.environment is Environment.DEVELOPMENT and not _is_loopback(host):
+        raise ConfigurationError(
+            "--host: expected 127.0.0.1, ::1 or localhost while COUNTERSEAL_ENV is development;"
+            f" came: {_shown(host)}"
+        )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises `ConfigurationError` that names the option to change."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, UnicodeError):
+        raise ConfigurationError(
+            f"--host: expected an address of this machine; came: {_shown(host)}"
+        ) from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as fault:
+        listener.close()
+        raise ConfigurationError(_bind_fault(fault, host, port)) from fault
+    listener.setblocking(False)
+    return listener
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    ending = Ending(settings.web.grace)
+    starting = asyncio.current_task()
+    if starting is None:
+        raise RuntimeError("a task is needed")
+    asked = asyncio.Event()
+
+    def ask_while_starting() -> None:
+        asked.set()
+        starting.cancel()
+
+    ending.install(ask_while_starting)
+    try:
+        async with Counterseal.open(settings) as seal:
+            server = _Server(_web_configuration(seal, settings))
+
+            def ask() -> None:
+                server.should_exit = True
+
+            ending.install(ask)
+            print(announcement(seal, settings, listener), flush=True)
+            await server.serve(sockets=[listener])
+    except asyncio.CancelledError:
+        if not asked.is_set():
+            raise
+
+
+def _web_configuration(seal: Counterseal, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(seal),
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, int(settings.web.grace.total_seconds() * _WEB_SHARE)),
+    )
+
+
+def announcement(seal: Counterseal, settings: Settings, listener: socket.socket) -> str:
+    """What `serve` prints once it listens."""
+    from importlib.metadata import version
+
+    host, port = listener.getsockname()[:2]
+    address = f"[{host}]" if ":" in host else host
+    server = seal.store.server
+    redis = " ".join(filter(None, (server.product.capitalize(), ".".join(map(str, server.version)))))
+    return "\n".join(
+        [
+            f"counterseal {version('counterseal')} listens at http://{address}:{port}",
+            f"  Redis      {redis}, {seal.store.description}",
+            f"  Database   {seal.database.description}",
+            f"  Data       {settings.data_dir.resolve()}",
+            f"  Health     http://{address}:{port}/api/health/redis",
+        ]
+    )
+
+
+def _give_up() -> None:
+    structlog.get_logger("counterseal").warning("the grace period is over: what was left is cut off")
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _bind_fault(fault: OSError, host: str, port: int) -> str:
+    if fault.errno == errno.EADDRINUSE:
+        return (
+            f"--port: expected a free port on {_shown(host)}; came: {port}, on which another process listens"
+        )
+    if fault.errno == errno.EACCES:
+        return f"--port: expected a port that this user may listen on; came: {port}"
+    return f"--host: expected an address of this machine; came: {_shown(host)}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _shown(text: str) -> str:
+    """What was typed, in one line of reasonable length."""
+    return ascii(text[:60])[1:-1] or "nothing"
