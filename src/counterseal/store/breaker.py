@@ -37,6 +37,7 @@ class Breaker:
         *,
         clock: Clock | None = None,
         draw: Callable[[], float] = random.random,
+        on_change: Callable[[], None] | None = None,
     ) -> None:
         self.policy = policy or BreakerPolicy()
         self.refusing = False
@@ -44,6 +45,7 @@ class Breaker:
         """How often it has opened."""
         self._clock = clock or SystemClock()
         self._draw = draw
+        self._on_change = on_change
         self._failures: deque[int] = deque(maxlen=self.policy.failures)
         self._wait = self.policy.first_wait
         self._open = asyncio.Event()
@@ -59,6 +61,8 @@ class Breaker:
             self.refusing = True
             self.opened += 1
             self._open.set()
+            if self._on_change is not None:
+                self._on_change()
 
     def close(self) -> None:
         """The target answers: allow calls again and forget the failures."""
@@ -66,6 +70,8 @@ class Breaker:
         self._failures.clear()
         self._wait = self.policy.first_wait
         self._open.clear()
+        if self._on_change is not None:
+            self._on_change()
 
     def next_wait(self) -> timedelta:
         """How long to stay open before the next probe; doubles from call to call until the breaker closes."""

@@ -22,13 +22,14 @@ from counterseal.core.errors import (
 from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
 from counterseal.store.clock import StoreClock
 from counterseal.store.feed import Feed
+from counterseal.store.guard import check, check_queued
 from counterseal.store.link import Link, LinkOptions
 from counterseal.store.route import FixedRoute
 from counterseal.store.scripts import Script
 from counterseal.store.slots import slot_of
 from counterseal.store.target import RedisAddress, Target
 from counterseal.store.topology import Place, Topology
-from counterseal.store.valkey import read_time, refuse_blocking
+from counterseal.store.valkey import read_time
 from counterseal.store.wire import Argument, Command, Reply
 
 MAX_REDIRECTIONS = 5
@@ -101,7 +102,7 @@ class ClusterStore(Store):
     # -- calls ---------------------------------------------------------------------------------------------------
 
     async def command(self, *arguments: Argument) -> Reply:
-        refuse_blocking(arguments)
+        check(arguments)
         slot = slot_of(arguments)
         link = await self._serving(slot)
         asking = False
@@ -119,7 +120,7 @@ class ClusterStore(Store):
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
         for command in commands:
-            refuse_blocking(command)
+            check(command)
         groups: dict[Link, list[int]] = {}
         for position, command in enumerate(commands):
             groups.setdefault(await self._serving(slot_of(command)), []).append(position)
@@ -144,6 +145,8 @@ class ClusterStore(Store):
         return replies
 
     async def transaction(self, commands: Sequence[Command]) -> list[Reply]:
+        for command in commands:
+            check_queued(command)
         slots = {slot for command in commands if (slot := slot_of(command)) is not None}
         if len(slots) > 1:
             raise TransactionAborted("CROSSSLOT Keys in request don't hash to the same slot")

@@ -34,7 +34,7 @@ from counterseal.core.errors import (
     TransactionAborted,
 )
 from counterseal.store.base import StoreCounts
-from counterseal.store.wire import Command, Reply, error_reply, pack, pack_tuple
+from counterseal.store.wire import Argument, Command, Reply, error_reply, pack, pack_tuple
 
 PATIENCE = 10
 """How many time-outs a command waits at most on a connection that does answer, only not yet this command."""
@@ -61,6 +61,16 @@ class _Collector:
         self.future = future
         self.left = left
         self.replies: list[Reply] = []
+
+    def take(self, reply: Reply) -> bool:
+        """Add the next reply. True when it was the last."""
+        self.replies.append(reply)
+        self.left -= 1
+        if self.left:
+            return False
+        if not self.future.done():
+            self.future.set_result(self.replies)
+        return True
 
 
 class _Batch:
@@ -89,6 +99,8 @@ class Connection(asyncio.Protocol):
         on_push: Callable[[list[Reply]], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._call_soon = self._loop.call_soon
+        self._create_future: Callable[[], asyncio.Future[Reply]] = self._loop.create_future
         self._bounds = bounds
         self._timeout = bounds.timeout.total_seconds()
         self._limit = bounds.max_inflight_bytes
@@ -103,7 +115,6 @@ class Connection(asyncio.Protocol):
         )
         self._pending: deque[asyncio.Future[Reply] | _Collector] = deque()
         self._out: list[bytes] = []
-        self._out_entries = 0
         self._batches: deque[_Batch] = deque()
         self._inflight = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -118,15 +129,24 @@ class Connection(asyncio.Protocol):
 
     # -- issuing -------------------------------------------------------------------------------------------------
 
-    def send(self, command: Command) -> Awaitable[Reply]:
+    def send(self, command: tuple[Argument, ...]) -> Awaitable[Reply]:
         """Issue one command. Raises `TypeError` at once for an argument that can't be sent."""
         try:
-            packed = pack_tuple(cast("tuple[Any, ...]", command))
+            packed = pack_tuple(command)
         except (TypeError, UnicodeEncodeError):
             packed = pack(command)
-        if self._waiting or self._inflight >= self._limit:
+        if self._inflight >= self._limit or self._waiting:
             return self._send_with_room(packed)
-        return self._issue(packed)
+        if self._closed is not None:
+            raise StoreUnavailable(self._closed)
+        future = self._create_future()
+        out = self._out
+        if not out:
+            self._call_soon(self._flush)
+        out.append(packed)
+        self._inflight += len(packed)
+        self._pending.append(future)
+        return future
 
     def send_many(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
         """Issue commands together, in order, and gather their replies. Errors are items of the answer."""
@@ -142,18 +162,6 @@ class Connection(asyncio.Protocol):
         refused = next((reply for reply in replies[1:-1] if isinstance(reply, CommandError)), done)
         raise TransactionAborted(str(refused))
 
-    def _issue(self, packed: bytes) -> asyncio.Future[Reply]:
-        if self._closed is not None:
-            raise StoreUnavailable(self._closed)
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(packed)
-        self._inflight += len(packed)
-        self._pending.append(future)
-        self._out_entries += 1
-        return future
-
     async def _issue_many(self, packed: list[bytes]) -> list[Reply]:
         if not packed:
             return []
@@ -162,19 +170,25 @@ class Connection(asyncio.Protocol):
             await self._room(len(joined))
         if self._closed is not None:
             raise StoreUnavailable(self._closed)
-        future: asyncio.Future[list[Reply]] = self._loop.create_future()
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(joined)
-        self._inflight += len(joined)
-        self._pending.append(_Collector(future, len(packed)))
-        self._out_entries += 1
+        collector = _Collector(self._loop.create_future(), len(packed))
+        self._append(joined, collector)
         self._counts.commands += len(packed) - 1
-        return await future
+        return await collector.future
 
     async def _send_with_room(self, packed: bytes) -> Reply:
         await self._room(len(packed))
-        return await self._issue(packed)
+        if self._closed is not None:
+            raise StoreUnavailable(self._closed)
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        self._append(packed, future)
+        return await future
+
+    def _append(self, packed: bytes, entry: asyncio.Future[Reply] | _Collector) -> None:
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(packed)
+        self._inflight += len(packed)
+        self._pending.append(entry)
 
     async def _room(self, size: int) -> None:
         """Wait until enough of what is under way has been answered, in the order of asking."""
@@ -199,9 +213,9 @@ class Connection(asyncio.Protocol):
         out, transport = self._out, self._transport
         if not out or transport is None or self._closed is not None:
             return
-        data = out[0] if len(out) == 1 else b"".join(out)
+        entries = len(out)
+        data = out[0] if entries == 1 else b"".join(out)
         out.clear()
-        entries, self._out_entries = self._out_entries, 0
         now = self._loop.time()
         self._batches.append(_Batch(entries, len(data), now - self._late))
         counts = self._counts
@@ -224,7 +238,8 @@ class Connection(asyncio.Protocol):
         self._heard_at = self._loop.time() - self._late
         self._reads += 1
         self._counts.bytes_in += len(data)
-        pending, gets = self._pending, self._reader.gets
+        pending: deque[Any] = self._pending
+        gets: Callable[[], Any] = self._reader.gets
         answered = 0
         complete = False
         try:
@@ -233,32 +248,25 @@ class Connection(asyncio.Protocol):
                 complete = True
                 if reply.__class__ is PushNotification:
                     if self._on_push is not None:
-                        self._on_push(cast("list[Reply]", reply))
+                        self._on_push(reply)
                     continue
                 if not pending:
                     self.abort("Redis sent a reply that nothing asked for")
                     return
                 entry = pending[0]
                 if entry.__class__ is _Collector:
-                    collector = cast("_Collector", entry)
-                    collector.replies.append(reply)
-                    collector.left -= 1
-                    if collector.left:
-                        continue
-                    pending.popleft()
-                    answered += 1
-                    if not collector.future.done():
-                        collector.future.set_result(collector.replies)
+                    if entry.take(reply):
+                        pending.popleft()
+                        answered += 1
                     continue
                 pending.popleft()
                 answered += 1
-                future = cast("asyncio.Future[Reply]", entry)
                 if isinstance(reply, CommandError):
                     self._on_error(reply)
-                    if not future.done():
-                        future.set_exception(reply)
-                elif not future.done():
-                    future.set_result(reply)
+                    if not entry.done():
+                        entry.set_exception(reply)
+                elif not entry.done():
+                    entry.set_result(reply)
         except HiredisError:
             self.abort("Redis sent something that is not its protocol")
             return

@@ -27,7 +27,7 @@ from counterseal.store.breaker import Breaker, BreakerPolicy
 from counterseal.store.connection import Bounds, Connection
 from counterseal.store.route import Route
 from counterseal.store.target import LOCAL_TIMEOUT, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT, Target
-from counterseal.store.wire import Command, Reply
+from counterseal.store.wire import Argument, Command, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Link:
         self.route = route
         self.options = options or LinkOptions()
         self.counts = counts or StoreCounts()
-        self.breaker = Breaker(self.options.breaker)
+        self.breaker = Breaker(self.options.breaker, on_change=self._rewire)
         self.server = ServerInfo("", (), "")
         self._needs_primary = needs_primary
         self._connection: Connection | None = None
@@ -83,34 +83,36 @@ class Link:
         self._lost = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._connected_at = 0.0
+        self.send: Callable[[tuple[Argument, ...]], Awaitable[Reply]] = self._refuse
+        """Issue one command: the own method of the connection while calls are let through, so it costs one call."""
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    def send(self, command: Command) -> Awaitable[Reply]:
-        """Issue one command."""
-        connection = self._connection
-        if connection is None or self.breaker.refusing:
-            raise self._refusal()
-        return connection.send(command)
-
     def send_many(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
         """Issue commands together."""
-        connection = self._connection
-        if connection is None or self.breaker.refusing:
-            raise self._refusal()
-        return connection.send_many(commands)
+        return self._live().send_many(commands)
 
     def send_transaction(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
         """Issue commands between MULTI and EXEC."""
-        connection = self._connection
-        if connection is None or self.breaker.refusing:
-            raise self._refusal()
-        return connection.send_transaction(commands)
+        return self._live().send_transaction(commands)
 
     @property
     def available(self) -> bool:
         """Whether the next call would be sent."""
         return self._connection is not None and not self.breaker.refusing
+
+    def _live(self) -> Connection:
+        connection = self._connection
+        if connection is None or self.breaker.refusing:
+            raise self._refusal()
+        return connection
+
+    def _refuse(self, command: tuple[Argument, ...]) -> Awaitable[Reply]:
+        raise self._refusal()
+
+    def _rewire(self) -> None:
+        connection = self._connection
+        self.send = self._refuse if connection is None or self.breaker.refusing else connection.send
 
     def _refusal(self) -> StoreUnavailable:
         if self._connection is None:
@@ -136,6 +138,7 @@ class Link:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         connection, self._connection = self._connection, None
+        self._rewire()
         self._reason = "the store is closed"
         if connection is not None:
             connection.abort(self._reason)
@@ -189,6 +192,7 @@ class Link:
             raise
         self._lost.clear()
         self._connection = connection
+        self._rewire()
         self._connected_at = asyncio.get_running_loop().time()
         if connection.closed:
             self._on_lost(connection, "the connection to Redis was lost")
@@ -278,6 +282,7 @@ class Link:
         if connection is not self._connection:
             return
         self._connection = None
+        self._rewire()
         self._reason = reason
         self.counts.failures += 1
         self._lost.set()

@@ -27,8 +27,7 @@ def link_options(settings: Settings) -> LinkOptions:
 def open_store(settings: Settings, *, clock: Clock | None = None) -> Store:
     """The store that the settings ask for: `REDIS_URL` first, then the Upstash pair, then the embedded server.
 
-    It is not connected yet: use it as `async with`. A single server that turns out to be a node of a Cluster ends
-    `open()` with a `ConfigurationError` that says so. `clock` replaces this machine's clock in tests.
+    It is not connected yet: use it as `async with`. `clock` replaces this machine's clock in tests.
     """
     redis = settings.redis
     options = link_options(settings)

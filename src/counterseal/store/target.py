@@ -2,7 +2,7 @@
 
 | form | meaning |
 | --- | --- |
-| `redis://[user[:password]@]host[:port][/database]` | one server; a node of a Cluster is recognised when it answers |
+| `redis://[user[:password]@]host[:port][/database]` | one server |
 | `rediss://…` | the same over TLS; options `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`, `ssl_check_hostname` |
 | `unix://[user[:password]@]/path/of/socket[?db=1]` | a Unix socket |
 | `redis+sentinel://[user[:password]@]host:port,host:port/service[/database]` | the primary that the sentinels name; options `sentinel_username`, `sentinel_password` |

@@ -7,36 +7,15 @@ from collections.abc import Awaitable, Sequence
 from datetime import timedelta
 
 from counterseal.core.clock import Clock
-from counterseal.core.errors import CommandError, ScriptMissing, StoreUnavailable
+from counterseal.core.errors import ConfigurationError, ScriptMissing, StoreUnavailable
 from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
 from counterseal.store.clock import StoreClock
 from counterseal.store.feed import Feed
+from counterseal.store.guard import PLAIN, check, check_queued
 from counterseal.store.link import Link, LinkOptions
 from counterseal.store.route import Route
 from counterseal.store.scripts import Script
 from counterseal.store.wire import Argument, Command, Reply
-
-_BLOCKING_TEXT = """
-BLPOP BRPOP BRPOPLPUSH BLMOVE BLMPOP BZPOPMIN BZPOPMAX BZMPOP WAIT WAITAOF MONITOR SUBSCRIBE PSUBSCRIBE SSUBSCRIBE
-"""
-_BLOCKING_NAMES = tuple(_BLOCKING_TEXT.split())
-_MAYBE_BLOCKING_NAMES = ("XREAD", "XREADGROUP")
-_SUSPECTS: frozenset[Argument] = frozenset(
-    form
-    for name in (*_BLOCKING_NAMES, *_MAYBE_BLOCKING_NAMES)
-    for form in (name, name.lower(), name.encode(), name.lower().encode())
-)
-_FIRM = frozenset(_BLOCKING_NAMES)
-
-
-def refuse_blocking(command: Command) -> None:
-    """Raise `CommandError` for a command that would hold up everybody on a shared connection."""
-    if command[0] not in _SUSPECTS:
-        return
-    words = [part.decode("latin-1") if isinstance(part, bytes) else str(part) for part in command]
-    name = words[0].upper()
-    if name in _FIRM or "BLOCK" in (word.upper() for word in words[1:]):
-        raise CommandError(f"ERR {name} waits on the server: run it by block(), or listen by subscribe()")
 
 
 class NativeStore(Store):
@@ -71,6 +50,11 @@ class NativeStore(Store):
 
     async def open(self) -> None:
         await self.link.open()
+        if self.server.mode == "cluster":
+            await self.close()
+            raise ConfigurationError(
+                "REDIS_URL: expected redis+cluster://host:port; came: one node of a Cluster alone"
+            )
         if self._keeper is None:
             await self.clock.read(self._time)
             self._keeper = asyncio.create_task(
@@ -86,16 +70,18 @@ class NativeStore(Store):
         await self.link.close()
 
     def command(self, *arguments: Argument) -> Awaitable[Reply]:
-        if arguments[0] in _SUSPECTS:
-            refuse_blocking(arguments)
+        if arguments[0] not in PLAIN:
+            check(arguments)
         return self.link.send(arguments)
 
     def pipeline(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
         for command in commands:
-            refuse_blocking(command)
+            check(command)
         return self.link.send_many(commands)
 
     def transaction(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
+        for command in commands:
+            check_queued(command)
         return self.link.send_transaction(commands)
 
     async def run(self, script: Script, **arguments: Argument | Sequence[Argument]) -> Reply:
