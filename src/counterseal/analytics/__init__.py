@@ -1,0 +1,1 @@
+"""Analytics: what happens in the application, counted by day."""

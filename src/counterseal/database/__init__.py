@@ -1,0 +1,1 @@
+"""The durable record: PostgreSQL, or SQLite in the data folder."""
