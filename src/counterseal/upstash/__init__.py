@@ -1,0 +1,1 @@
+"""Servers that speak Upstash's own protocols, so that its official clients work against them unmodified."""
