@@ -65,7 +65,7 @@ check: $(DEVELOPMENT)  ## run the linters, the type checker, the floors and the 
 
 .PHONY: bench
 bench: $(DEVELOPMENT)  ## measure against other clients (one of them: ONLY=name)
-	@$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+	@$(BIN)/python -m benchmarks $(ONLY)
 
 .PHONY: system-packages
 system-packages:  ## install by apt what only some tests need
