@@ -1,0 +1,61 @@
+"""Background: the loops that run beside a service, which neither die unseen nor outlive it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 5.0
+
+
+def full_jitter(attempt: int, *, first: float = _FIRST_PAUSE_S, longest: float = _LONGEST_PAUSE_S) -> float:
+    """Seconds to wait before attempt number `attempt` (from 1): anything up to a bound that doubles each time."""
+    return random.uniform(0, min(longest, first * 2 ** min(attempt - 1, 16)))  # noqa: S311 - spreads load, hides nothing
+
+
+async def wait_for_event(event: asyncio.Event, seconds: float) -> bool:
+    """Wait until an event is set, at most for some seconds; whether it is."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+class Background:
+    """Tasks of one owner. A loop that raises is logged and started again; `close` ends them all."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def keep(self, name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+        """Run `loop()` until it returns, again after each unexpected error. The task ends when it has returned."""
+        task = asyncio.create_task(self._kept(name, loop), name=f"counterseal: {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancel what still runs and wait until it has ended. Safe to call twice."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @staticmethod
+    async def _kept(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        attempt = 0
+        while True:
+            try:
+                return await loop()
+            except Exception:
+                attempt += 1
+                logger.exception("%s stopped by an error and starts again", name)
+            await asyncio.sleep(full_jitter(attempt))

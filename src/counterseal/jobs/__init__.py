@@ -1,0 +1,1 @@
+"""Jobs: work that is accepted now and done by a worker, at least once."""

@@ -1,0 +1,45 @@
+"""Stores for tests of services: on a server of the kit, patient, with a clock that a test may move."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from counterseal.store.base import Store
+from counterseal.store.cluster import ClusterStore
+from counterseal.store.link import LinkOptions
+from counterseal.store.route import FixedRoute
+from counterseal.store.target import parse_redis_url
+from counterseal.store.valkey import NativeStore
+from support.cluster import Cluster
+from support.servers import Server
+
+_PATIENT = LinkOptions(command_timeout=timedelta(seconds=5), connect_timeout=timedelta(seconds=5))
+
+
+def native_store(
+    server: Server, *, user: str | None = None, password: str | None = None, options: LinkOptions = _PATIENT
+) -> NativeStore:
+    """A store on a server, not yet open; as a user of its ACL when one is named."""
+    login = f"{user}:{password}@" if user else ""
+    url = f"redis://{login}127.0.0.1:{server.port}/0" if user else server.url
+    return NativeStore(FixedRoute(parse_redis_url(url).template), options)
+
+
+@asynccontextmanager
+async def store_on(target: Server | Cluster) -> AsyncIterator[NativeStore | ClusterStore]:
+    """An open store on a server or a Cluster."""
+    store = (
+        native_store(target)
+        if isinstance(target, Server)
+        else ClusterStore(parse_redis_url(target.url), _PATIENT)
+    )
+    async with store:
+        yield store
+
+
+def travel(store: Store, by: timedelta) -> None:
+    """Move a store's clock forward."""
+    assert isinstance(store, (NativeStore, ClusterStore))
+    store.clock.travel(by)
