@@ -94,29 +94,29 @@ class Worker:
     ) -> None:
         self._closing = True
         self._wake.set()
-        deadline = asyncio.get_running_loop().time() + self._grace_s
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._grace_s
         try:
             if self._consumer is not None:
                 # Not cancelled: jobs that are being leased would be held by nobody for as long as the lease lasts.
                 await asyncio.wait([self._consumer], timeout=self._grace_s)
-            await self._drain(deadline)
+            if self._running:
+                await asyncio.wait(list(self._running), timeout=max(0, deadline - loop.time()))
         finally:
-            for running in self._running:
-                running.cancel()
+            await self._cut_off()
             await self._background.close()
 
-    async def _drain(self, deadline: float) -> None:
-        if self._running:
-            left = max(0, deadline - asyncio.get_running_loop().time())
-            await asyncio.wait(list(self._running), timeout=left)
+    async def _cut_off(self) -> None:
+        """Cancel what still runs. Each job has a moment to go back to its queue."""
         rest = list(self._running)
+        if not rest:
+            return
+        logger.warning("%d jobs were not done within the grace period and go back to their queue", len(rest))
         for running in rest:
             running.cancel()
-        if rest:
-            logger.warning(
-                "%d jobs were not done within the grace period and go back to their queue", len(rest)
-            )
-            await asyncio.wait(rest, timeout=_LET_GO_S)
+        _, stuck = await asyncio.wait(rest, timeout=_LET_GO_S)
+        for running in stuck:
+            running.cancel()
 
     async def _consume(self) -> None:
         failures = 0
