@@ -1,0 +1,86 @@
+"""Counterseal: builds every service from the settings, opens them in order and closes them in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+from counterseal.analytics.service import Analytics
+from counterseal.cache.kind import Kind
+from counterseal.cache.service import Cache
+from counterseal.core.settings import Settings
+from counterseal.database.engine import Database
+from counterseal.health import Health, Probes
+from counterseal.jobs.service import Jobs
+from counterseal.jobs.worker import Handler, Worker
+from counterseal.store.keys import Keys
+from counterseal.store.open import open_store
+
+
+class Counterseal:
+    """All services of one configuration: `async with Counterseal.open() as seal`.
+
+    The constructor does no input or output, so an application can be built before there is an event loop. `kinds` are
+    the application's own kinds of cached values. Raises `ConfigurationError` for settings that do not fit together.
+    """
+
+    def __init__(self, settings: Settings, *, kinds: Iterable[Kind] = ()) -> None:
+        keys = Keys(settings.namespace)
+        self.settings = settings
+        self.store = open_store(settings)
+        self.database = Database(settings.database.url, data_dir=settings.data_dir)
+        self.cache = Cache(self.store, keys=keys, kinds=kinds, ttls=settings.cache_ttl)
+        self.jobs = Jobs(self.store, keys=keys)
+        self.analytics = Analytics(self.store, keys=keys)
+        self.health = Health(self.store, probes=self._probes(), settings=settings)
+        self._keys = keys
+        self._open: AsyncExitStack | None = None
+
+    @classmethod
+    def open(cls, settings: Settings | None = None, *, kinds: Iterable[Kind] = ()) -> Self:
+        """The services of these settings, by default of the environment's, to be used as `async with`.
+
+        Raises `ConfigurationError` with a sentence for every fault of the settings.
+        """
+        return cls(settings if settings is not None else Settings.load(), kinds=kinds)
+
+    def worker(self, handlers: Mapping[str, Handler] | None = None, *, concurrency: int = 10) -> Worker:
+        """A worker for the jobs of these services, to be used as `async with` inside this one."""
+        return Worker(
+            self.store,
+            keys=self._keys,
+            handlers=handlers,
+            concurrency=concurrency,
+            grace=self.settings.web.grace / 2,
+        )
+
+    async def __aenter__(self) -> Self:
+        """Connect to Redis, then to the database. What was opened is closed again when a later one fails.
+
+        Raises `ConfigurationError`, `StoreUnavailable` or `DatabaseUnavailable`.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.store)
+            await stack.enter_async_context(self.database)
+            stack.push_async_callback(self.health.close)
+            self._open = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stack, self._open = self._open, None
+        if stack is not None:
+            await stack.aclose()
+
+    def _probes(self) -> Probes:
+        return Probes(
+            cache=self.cache.probe,
+            job_stats=self.jobs.stats,
+            can_access_jobs=self.jobs.can_access,
+            today=self.analytics.today,
+            performance=self.analytics.performance,
+            database=self.database.ping,
+        )
