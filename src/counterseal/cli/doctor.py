@@ -22,10 +22,10 @@ from counterseal.core.errors import CommandError, StoreError
 from counterseal.core.settings import Settings
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
+from counterseal.store.link import MINIMUM_VERSIONS
 from counterseal.store.open import open_store
 from counterseal.store.scripts import load_script
 
-MINIMUM = {"redis": (7, 0), "valkey": (7, 2)}
 PINGS = 20
 SKEW_WARNING = timedelta(milliseconds=500)
 SKEW_FAULT = timedelta(seconds=5)
@@ -100,15 +100,13 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
 
 
 def check_version(store: Store) -> Finding:
-    """Redis 7.0, Valkey 7.2, or newer."""
+    """What answers, and what is needed. A server that is too old is refused before any check."""
     product, version = store.server.product, store.server.version
-    shown = f"{product.capitalize()} {'.'.join(map(str, version))}".strip()
-    needed = MINIMUM.get(product)
-    if needed and version and version[:2] < needed:
-        return Finding(
-            "version", State.FAULT, shown, f"install {product.capitalize()} {needed[0]}.{needed[1]} or newer"
-        )
-    return Finding("version", State.OK, shown)
+    if not version:
+        return Finding("version", State.OK, product.capitalize())
+    least = ".".join(map(str, MINIMUM_VERSIONS.get(product, ())))
+    shown = f"{product.capitalize()} {'.'.join(map(str, version))}"
+    return Finding("version", State.OK, f"{shown} (at least {least})" if least else shown)
 
 
 def check_persistence(info: Mapping[str, str], unread: str, *, hosted: bool) -> Finding:
@@ -277,16 +275,12 @@ def _megabytes(count: int) -> str:
 
 def _print_table(heading: str, findings: list[Finding]) -> None:
     colours = {State.OK: "green", State.WARNING: "yellow", State.FAULT: "bold red"}
-    table = Table(
-        box=None, pad_edge=False, title=f"Redis: {heading}", title_justify="left", title_style="bold"
-    )
-    for column in ("check", "state", "found", "what to do"):
-        table.add_column(column, overflow="fold")
+    table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
-        table.add_row(
-            finding.check,
-            Text(finding.status, style=colours[finding.status]),
-            Text(finding.found),
-            Text(finding.advice),
-        )
-    Console().print(table)
+        seen = Text(finding.found)
+        if finding.advice:
+            seen.append(f"\n-> {finding.advice}", style="bold")
+        table.add_row(Text(finding.status, style=colours[finding.status]), finding.check, seen)
+    console = Console()
+    console.print(Text(heading, style="bold"), soft_wrap=True)
+    console.print(table)

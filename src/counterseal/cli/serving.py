@@ -13,21 +13,24 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from importlib.metadata import version
 from types import FrameType
 
 import structlog
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from counterseal.app import Counterseal
 from counterseal.cli.logs import configure_logs
 from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import Environment, Settings
+from counterseal.upstash.open import open_redis_rest
 from counterseal.web import create_app
 
 _BACKLOG = 2048
-_WEB_SHARE = 0.6
-"""How much of the grace period requests may use up; the rest is for jobs and for closing."""
+_WEB_SHARE = 0.4
+"""How much of the grace period requests may use up. Jobs may use half of it; the rest is for closing."""
 
 
 class Ending:
@@ -127,11 +130,17 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
     ending.install(ask_while_starting)
     try:
-        async with Counterseal.open(settings) as seal:
-            server = _Server(_web_configuration(seal, settings))
+        async with (
+            Counterseal.open(settings) as seal,
+            open_redis_rest(seal.store, settings) as rest,
+            seal.worker(),
+        ):
+            server = _Server(_web_configuration(create_app(seal, rest=rest), settings))
 
             def ask() -> None:
                 server.should_exit = True
+                if rest is not None:
+                    rest.close()
 
             ending.install(ask)
             print(announcement(seal, settings, listener), flush=True)
@@ -141,9 +150,9 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             raise
 
 
-def _web_configuration(seal: Counterseal, settings: Settings) -> uvicorn.Config:
+def _web_configuration(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
-        create_app(seal),
+        app,
         loop="none",
         http="httptools",
         ws="none",
@@ -157,16 +166,14 @@ def _web_configuration(seal: Counterseal, settings: Settings) -> uvicorn.Config:
 
 def announcement(seal: Counterseal, settings: Settings, listener: socket.socket) -> str:
     """What `serve` prints once it listens."""
-    from importlib.metadata import version
-
     host, port = listener.getsockname()[:2]
     address = f"[{host}]" if ":" in host else host
     server = seal.store.server
-    redis = " ".join(filter(None, (server.product.capitalize(), ".".join(map(str, server.version)))))
+    product = " ".join(filter(None, (server.product.capitalize(), ".".join(map(str, server.version)))))
     return "\n".join(
         [
             f"counterseal {version('counterseal')} listens at http://{address}:{port}",
-            f"  Redis      {redis}, {seal.store.description}",
+            f"  Redis      {product} ({seal.store.kind}), {seal.store.description}",
             f"  Database   {seal.database.description}",
             f"  Data       {settings.data_dir.resolve()}",
             f"  Health     http://{address}:{port}/api/health/redis",

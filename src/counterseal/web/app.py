@@ -1,0 +1,48 @@
+"""create_app: the ASGI application, its routes and what stands around them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.middleware import Middleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from counterseal.app import Counterseal
+from counterseal.web.boundary import Boundary
+from counterseal.web.health import health_routes
+from counterseal.web.metrics import HttpMetrics, metrics_routes
+from counterseal.web.mount import Prefix
+from counterseal.web.page import page_routes
+from counterseal.web.problems import install_problems
+
+REST_PATH = "/redis"
+STATIC_PATH = "/static"
+
+
+def create_app(seal: Counterseal, *, rest: ASGIApp | None = None) -> FastAPI:
+    """The application over services that are open for as long as it serves.
+
+    `rest` is the Redis REST server that appears at `/redis`; `open_redis_rest` makes it. No input or output happens
+    here, and two applications share nothing.
+    """
+    registry = CollectorRegistry()
+    app = FastAPI(
+        title="counterseal",
+        version=version("counterseal"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(Boundary, metrics=HttpMetrics(registry), mounts=(STATIC_PATH,))],
+    )
+    install_problems(app)
+    app.include_router(health_routes(seal))
+    app.include_router(metrics_routes(seal, registry))
+    app.include_router(page_routes(seal, has_rest=rest is not None))
+    app.mount(STATIC_PATH, StaticFiles(directory=Path(__file__).parent / "static"), name="static")
+    if rest is not None:
+        app.router.routes.append(Prefix(REST_PATH, rest))
+    return app

@@ -1,0 +1,123 @@
+"""Metrics for Prometheus, in a registry of the application's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import version
+
+from fastapi import APIRouter
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+
+from counterseal.app import Counterseal
+from counterseal.core.errors import CountersealError
+from counterseal.jobs.job import JobStats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_STORE_COUNTS = {
+    "commands": "Commands sent to Redis.",
+    "batches": "Writes to Redis; commands of one turn of the event loop share one.",
+    "timeouts": "Commands that Redis did not answer in time.",
+    "failures": "Commands that failed for lack of a connection or an answer.",
+    "reconnects": "Connections that replaced a lost one.",
+    "bytes_out": "Bytes sent to Redis.",
+    "bytes_in": "Bytes received from Redis.",
+}
+
+
+class HttpMetrics:
+    """HTTP requests by method, route template and status, and how long they took."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._requests = Counter(
+            "counterseal_http_requests",
+            "HTTP requests answered; 499 stands for a client that went away first.",
+            ("method", "route", "status"),
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "counterseal_http_request_seconds",
+            "Time from the arrival of a request to the end of its response.",
+            ("method", "route"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+
+class ServiceMetrics(Collector):
+    """What the services say of themselves at the moment of asking. `jobs` is what was read just before."""
+
+    def __init__(self, seal: Counterseal) -> None:
+        self._seal = seal
+        self.jobs: Mapping[str, JobStats] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("counterseal", "What runs here.", value={"version": version("counterseal")})
+        yield from self._store()
+        yield from self._jobs()
+
+    def _store(self) -> Iterable[Metric]:
+        store = self._seal.store
+        server = store.server
+        yield InfoMetricFamily(
+            "counterseal_store",
+            "The Redis that is used.",
+            value={
+                "connection": store.kind,
+                "product": server.product,
+                "version": ".".join(map(str, server.version)),
+                "mode": server.mode,
+            },
+        )
+        yield GaugeMetricFamily(
+            "counterseal_store_available",
+            "1 when the next command would be sent; 0 while the connection is down or the breaker is open.",
+            value=float(store.available),
+        )
+        for name, text in _STORE_COUNTS.items():
+            yield CounterMetricFamily(
+                f"counterseal_store_{name}", text, value=float(getattr(store.counts, name))
+            )
+
+    def _jobs(self) -> Iterable[Metric]:
+        by_state = GaugeMetricFamily(
+            "counterseal_jobs",
+            "Jobs by type and state; absent while Redis does not answer.",
+            labels=("type", "state"),
+        )
+        for task, stats in self.jobs.items():
+            by_state.add_metric((task, "pending"), stats.pending)
+            by_state.add_metric((task, "completed"), stats.completed)
+            by_state.add_metric((task, "failed"), stats.failed)
+        yield by_state
+
+
+def metrics_routes(seal: Counterseal, registry: CollectorRegistry) -> APIRouter:
+    """`/metrics`."""
+    router = APIRouter(include_in_schema=False)
+    services = ServiceMetrics(seal)
+    registry.register(services)
+    reading = asyncio.Lock()
+
+    @router.api_route("/metrics", methods=["GET", "HEAD"], response_class=Response)
+    async def metrics() -> Response:
+        """Always 200: what Redis can't tell is left out, and `counterseal_store_available` says why."""
+        async with reading:
+            try:
+                services.jobs = await seal.jobs.stats()
+            except CountersealError:
+                services.jobs = {}
+            return Response(
+                generate_latest(registry), headers={"Cache-Control": "no-store"}, media_type=CONTENT_TYPE
+            )
+
+    return router

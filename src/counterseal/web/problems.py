@@ -1,0 +1,151 @@
+"""Problems: every error over HTTP as `application/problem+json`, with a stable `code` and without internals.
+
+| member | is |
+| --- | --- |
+| `type` | `about:blank`: what it is stands in `code` |
+| `title` | the name of the status, as `Service Unavailable` |
+| `status` | the HTTP status |
+| `detail` | a sentence for people, without secrets and without addresses |
+| `code` | what a program compares, as `store_unavailable` |
+| `faults` | with 422 only: where in the request, and what was expected |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from counterseal.core.errors import (
+    CountersealError,
+    DatabaseUnavailable,
+    StoreBusy,
+    StoreTimeout,
+    StoreUnavailable,
+    UnknownName,
+)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 2
+"""What a refused client is asked to wait: as long as a breaker stays open at first."""
+
+_SENTENCES: Mapping[type[CountersealError], tuple[HTTPStatus, str]] = {
+    StoreTimeout: (HTTPStatus.SERVICE_UNAVAILABLE, "Redis did not answer in time."),
+    StoreBusy: (HTTPStatus.SERVICE_UNAVAILABLE, "Too much is under way to Redis; nothing was done."),
+    StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "Redis can't be reached."),
+    DatabaseUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The database can't be reached."),
+}
+_CODES = {
+    HTTPStatus.BAD_REQUEST: "bad_request",
+    HTTPStatus.UNAUTHORIZED: "unauthorized",
+    HTTPStatus.FORBIDDEN: "forbidden",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "body_too_large",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "request_invalid",
+}
+
+
+class Problem(Exception):
+    """Raised by a route to answer with an error of its own making."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        code: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **members: object,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.members = members
+
+
+def problem_response(problem: Problem) -> Response:
+    """The HTTP answer to a problem; never cached."""
+    body: dict[str, object] = {
+        "type": "about:blank",
+        "title": problem.status.phrase,
+        "status": problem.status.value,
+        "detail": problem.detail,
+        "code": problem.code,
+        **problem.members,
+    }
+    return Response(
+        msgspec.json.encode(body),
+        status_code=problem.status,
+        media_type=MEDIA_TYPE,
+        headers={"Cache-Control": "no-store", **problem.headers},
+    )
+
+
+def unexpected() -> Problem:
+    """What is said of an error that nobody foresaw; the log has the rest."""
+    return Problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "internal_error",
+        "Something went wrong that should not have; the server's log says what.",
+    )
+
+
+def describe(error: CountersealError) -> Problem:
+    """An error of counterseal as a problem. Messages of a server or driver are not passed on."""
+    for kind, (status, sentence) in _SENTENCES.items():
+        if isinstance(error, kind):
+            return Problem(status, error.code, sentence, headers={"Retry-After": str(RETRY_AFTER_S)})
+    if isinstance(error, UnknownName):
+        return Problem(HTTPStatus.NOT_FOUND, error.code, str(error))
+    problem = unexpected()
+    problem.code = error.code
+    return problem
+
+
+def install_problems(app: FastAPI) -> None:
+    """Have every error of an application answered as a problem."""
+
+    async def own(request: Request, error: Any) -> Response:
+        return problem_response(error)
+
+    async def ours(request: Request, error: Any) -> Response:
+        return problem_response(describe(error))
+
+    async def of_http(request: Request, error: Any) -> Response:
+        return problem_response(_from_http(error))
+
+    async def of_validation(request: Request, error: Any) -> Response:
+        return problem_response(_from_validation(error))
+
+    app.add_exception_handler(Problem, own)
+    app.add_exception_handler(CountersealError, ours)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(RequestValidationError, of_validation)
+
+
+def _from_http(error: HTTPException) -> Problem:
+    status = HTTPStatus(error.status_code)
+    code = _CODES.get(status, status.name.lower())
+    return Problem(status, code, f"{status.description or status.phrase}.", headers=error.headers)
+
+
+def _from_validation(error: RequestValidationError) -> Problem:
+    faults = [
+        {"path": ".".join(str(part) for part in fault["loc"]), "expected": fault["msg"]}
+        for fault in error.errors()
+    ]
+    return Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "request_invalid",
+        "The request is not what was expected here.",
+        faults=faults,
+    )
