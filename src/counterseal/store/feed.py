@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Protocol, cast
 
@@ -106,160 +107,143 @@ class Listening(Protocol):
 
 
 class Feed:
-    """Pub/sub over the native protocol, by redis-py, on a connection of its own."""
+    """Pub/sub over the native protocol, by redis-py, on a connection of its own.
+
+    One reader task owns the connection. What redis-py does runs there or in a task of its own, so that a caller's
+    cancellation is never lost in it.
+    """
 
     def __init__(self, route: Route) -> None:
         self._route = route
         self._inboxes: dict[str, set[Inbox]] = {}
-        self._confirmed: dict[str, asyncio.Future[None]] = {}
-        self._client: Redis | None = None
+        self._confirmed: dict[str, asyncio.Future[bool]] = {}
         self._pubsub: PubSub | None = None
         self._reader: asyncio.Task[None] | None = None
-        self._changing = asyncio.Lock()
 
     def subscribe(self, channels: Sequence[str], *, limit: int) -> Subscription:
         """A subscription that begins when it is entered."""
         return Inbox(self, channels, limit=limit)
 
     async def add(self, inbox: Inbox) -> None:
-        async with self._changing:
-            new = [channel for channel in inbox.channels if channel not in self._inboxes]
-            for channel in inbox.channels:
-                self._inboxes.setdefault(channel, set()).add(inbox)
-            try:
-                await self._begin(new)
-            except BaseException:
-                self._forget(inbox)
-                raise
+        try:
+            await self._begin(inbox)
+        except BaseException:
+            await self.remove(inbox)
+            raise
 
     async def remove(self, inbox: Inbox) -> None:
-        async with self._changing:
-            gone = self._forget(inbox)
-            if not self._inboxes:
-                await self._stop()
-            elif gone and self._pubsub is not None:
-                try:
-                    await self._pubsub.unsubscribe(*gone)
-                except (RedisError, OSError):
-                    return
+        gone: list[str] = []
+        for channel in inbox.channels:
+            listeners = self._inboxes.get(channel)
+            if listeners is not None:
+                listeners.discard(inbox)
+                if not listeners:
+                    del self._inboxes[channel]
+                    self._confirmed.pop(channel, None)
+                    gone.append(channel)
+        if not self._inboxes:
+            await self._stop()
+        elif gone and self._pubsub is not None:
+            with suppress(StoreUnavailable):
+                await _apart(self._pubsub.unsubscribe(*gone))
 
     async def close(self) -> None:
         """End every subscription and the connection."""
         for inbox in self._all():
             inbox.end(StoreUnavailable("the store is closed"))
         self._inboxes.clear()
+        self._refuse_unconfirmed()
+        self._confirmed.clear()
         await self._stop()
 
-    def _forget(self, inbox: Inbox) -> list[str]:
-        gone: list[str] = []
-        for channel in inbox.channels:
-            listeners = self._inboxes.get(channel)
-            if listeners is None:
-                continue
-            listeners.discard(inbox)
-            if not listeners:
-                del self._inboxes[channel]
-                self._confirmed.pop(channel, None)
-                gone.append(channel)
-        return gone
-
-    async def _begin(self, channels: list[str]) -> None:
+    async def _begin(self, inbox: Inbox) -> None:
+        """Ask for the channels that nobody listens to yet, and wait until all of them are confirmed."""
         loop = asyncio.get_running_loop()
-        for channel in channels:
+        new = [channel for channel in inbox.channels if channel not in self._inboxes]
+        for channel in inbox.channels:
+            self._inboxes.setdefault(channel, set()).add(inbox)
+        for channel in new:
             self._confirmed[channel] = loop.create_future()
-        waiting = [self._confirmed[channel] for channel in channels]
+        waiting = [self._confirmed[channel] for channel in inbox.channels]
         if self._reader is None:
-            await self._connect(channels)
             self._reader = asyncio.create_task(self._read(), name="counterseal: pub/sub")
-        elif self._pubsub is not None and channels:
-            try:
-                await self._pubsub.subscribe(*channels)
-            except (RedisError, OSError) as error:
-                raise StoreUnavailable("Redis can't be listened to") from error
-        try:
-            async with asyncio.timeout(_ANSWER_WITHIN * 2):
-                await asyncio.gather(*waiting)
-        except TimeoutError as error:
-            raise StoreUnavailable("Redis did not confirm the subscription in time") from error
-
-    async def _connect(self, channels: Iterable[str]) -> None:
-        target = await self._route.resolve()
-        client = _client(target)
-        try:
-            async with asyncio.timeout(_ANSWER_WITHIN):
-                pubsub = cast("PubSub", client.pubsub())  # pyright: ignore[reportUnknownMemberType]
-                await pubsub.subscribe(*channels)
-        except TimeoutError as error:
-            await client.aclose()
-            raise StoreUnavailable("Redis did not answer in time") from error
-        except (RedisError, OSError) as error:
-            await client.aclose()
-            raise StoreUnavailable("Redis can't be listened to") from error
-        self._client, self._pubsub = client, pubsub
-
-    async def _disconnect(self) -> None:
-        client, self._client = self._client, None
-        pubsub, self._pubsub = self._pubsub, None
-        try:
-            if pubsub is not None:
-                await pubsub.aclose()
-            if client is not None:
-                await client.aclose()
-        except (RedisError, OSError):
-            return
+        elif self._pubsub is not None and new:
+            await _apart(self._pubsub.subscribe(*new))
+        _, late = await asyncio.wait(waiting, timeout=2 * _ANSWER_WITHIN)
+        if late:
+            raise StoreUnavailable("Redis did not confirm the subscription in time")
+        if not all(confirmed.result() for confirmed in waiting):
+            raise StoreUnavailable("Redis can't be listened to")
 
     async def _stop(self) -> None:
         reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-        await self._disconnect()
-        for confirmed in self._confirmed.values():
-            if not confirmed.done():
-                confirmed.set_exception(StoreUnavailable("the store is closed"))
-        self._confirmed.clear()
+        self._pubsub = None
+        while reader is not None and not reader.done():
+            reader.cancel()  # again, because redis-py may swallow a cancellation that meets the end of a time-out
+            await asyncio.wait({reader}, timeout=0.1)
 
     def _all(self) -> set[Inbox]:
         return {inbox for inboxes in self._inboxes.values() for inbox in inboxes}
 
-    def _tell_gap(self) -> None:
-        """Tell those who were listening before; who is only being added has missed nothing."""
-        for inbox in self._all():
-            if all(self._confirmed[channel].done() for channel in inbox.channels):
-                inbox.put(Gap(inbox.channels))
+    def _refuse_unconfirmed(self) -> None:
+        for confirmed in self._confirmed.values():
+            if not confirmed.done():
+                confirmed.set_result(False)
+
+    # -- the reader's task ---------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
         attempt = 0
-        while True:
+        lost = False
+        while self._inboxes:
             try:
-                if self._pubsub is None:
-                    await self._connect(list(self._inboxes))
-                    self._tell_gap()
-                attempt = 0
-                await self._deliver()
+                async with self._connected(lost=lost) as pubsub:
+                    attempt = 0
+                    lost = True
+                    await self._deliver(pubsub)
             except (RedisError, OSError, CountersealError):
-                await self._disconnect()
+                self._refuse_unconfirmed()
                 longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
                 attempt = min(attempt + 1, 16)
                 await asyncio.sleep(random.random() * longest)  # noqa: S311 - spreads reconnects, protects nothing
 
-    async def _deliver(self) -> None:
+    @asynccontextmanager
+    async def _connected(self, *, lost: bool) -> AsyncGenerator[PubSub]:
+        """A connection that listens to every channel; who listened to a lost one is told of the gap."""
+        client = _client(await self._route.resolve())
+        pubsub = cast("PubSub", client.pubsub())  # pyright: ignore[reportUnknownMemberType]
+        try:
+            async with asyncio.timeout(_ANSWER_WITHIN):
+                await pubsub.subscribe(*self._inboxes)
+            self._pubsub = pubsub
+            if lost:
+                self._tell_gap()
+            yield pubsub
+        finally:
+            if self._pubsub is pubsub:
+                self._pubsub = None
+            with suppress(RedisError, OSError):
+                await pubsub.aclose()
+                await client.aclose()
+
+    def _tell_gap(self) -> None:
+        """Tell those who were listening; who is only being added has missed nothing."""
+        for inbox in self._all():
+            if all(self._confirmed[channel].done() for channel in inbox.channels):
+                inbox.put(Gap(inbox.channels))
+
+    async def _deliver(self, pubsub: PubSub) -> None:
         """Take what arrives until the connection is lost, or silent although it was asked."""
         asked = False
         while True:
-            pubsub = self._pubsub
-            if pubsub is None:
-                return
-            wait = _ANSWER_WITHIN if asked else _QUIET
-            item = await pubsub.get_message(timeout=wait)
+            item = await pubsub.get_message(timeout=_ANSWER_WITHIN if asked else _QUIET)
             if item is None:
                 if asked:
                     raise StoreUnavailable("Redis has been silent for too long")
                 await pubsub.ping()
-                asked = True
-                continue
-            asked = False
-            self._dispatch(item)
+            else:
+                self._dispatch(item)
+            asked = item is None
 
     def _dispatch(self, item: dict[str, Any]) -> None:
         if item["type"] not in ("message", "subscribe"):
@@ -268,11 +252,21 @@ class Feed:
         if item["type"] == "subscribe":
             confirmed = self._confirmed.get(channel)
             if confirmed is not None and not confirmed.done():
-                confirmed.set_result(None)
+                confirmed.set_result(True)
             return
         message = Message(channel, cast("bytes", item["data"]))
         for inbox in self._inboxes.get(channel, ()):
             inbox.put(message)
+
+
+async def _apart(asking: Awaitable[object]) -> None:
+    """Let redis-py work in a task of its own: whatever it does with a cancellation, this caller's is its own."""
+    task = asyncio.ensure_future(asking)
+    await asyncio.wait({task})
+    try:
+        task.result()
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable("Redis can't be listened to") from error
 
 
 def _client(target: Target) -> Redis:

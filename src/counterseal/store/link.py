@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from counterseal.core.errors import (
     CommandError,
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 MINIMUM_VERSIONS = {"redis": (7, 0), "valkey": (7, 2)}
 CLIENT_NAME = "counterseal"
 
-T = TypeVar("T")
+Dialed = tuple[asyncio.Transport, Connection]
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
@@ -154,7 +154,11 @@ class Link:
         target = await self.route.resolve()
         bounds = replace(self.options.bounds(target), timeout=timeout)
         connection = await self._dial(target, bounds, on_lost=_ignore, on_timeout=_nothing)
-        await self._introduce(connection, target)
+        try:
+            await self._introduce(connection, target)
+        except BaseException:
+            connection.abort("the server did not accept the connection")
+            raise
         return connection
 
     async def _keep(self) -> None:
@@ -327,8 +331,11 @@ def _refused(error: CommandError) -> CountersealError:
     )
 
 
-async def _within(seconds: float, dialing: Coroutine[Any, Any, T]) -> T:
-    """Wait for a connection. Time in which this loop itself stood still is not held against the server."""
+async def _within(seconds: float, dialing: Coroutine[Any, Any, Dialed]) -> Dialed:
+    """Wait for a connection. Time in which this loop itself stood still is not held against the server.
+
+    A connection that comes although nobody waits for it any more is closed.
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(dialing)
     try:
@@ -336,11 +343,17 @@ async def _within(seconds: float, dialing: Coroutine[Any, Any, T]) -> T:
             started = loop.time()
             done, _ = await asyncio.wait({task}, timeout=seconds)
             if not done and loop.time() - started < 1.5 * seconds:
-                raise TimeoutError
-    finally:
-        if not task.done():
-            task.cancel()
+                raise TimeoutError  # noqa: TRY301 - handled with every other way out
+    except BaseException:
+        task.cancel()
+        task.add_done_callback(_discard)
+        raise
     return task.result()
+
+
+def _discard(task: asyncio.Task[Dialed]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result()[0].abort()
 
 
 def _cause(error: OSError) -> str:
