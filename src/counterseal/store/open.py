@@ -8,6 +8,7 @@ from counterseal.store.base import Store
 from counterseal.store.cluster import ClusterStore
 from counterseal.store.embedded import EmbeddedServer, check_allowed
 from counterseal.store.link import LinkOptions
+from counterseal.store.rest import RestBounds, RestStore
 from counterseal.store.route import EmbeddedRoute, FixedRoute, SentinelRoute
 from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore
@@ -38,6 +39,13 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Store:
         if address.kind == "sentinel":
             return NativeStore(SentinelRoute(address), options, kind="sentinel", clock=clock)
         return NativeStore(FixedRoute(address.template), options, clock=clock)
+    if redis.upstash_url is not None and redis.upstash_token is not None:
+        bounds = RestBounds(
+            timeout=redis.rest_timeout,
+            max_reply_bytes=redis.max_reply_bytes,
+            max_inflight_bytes=redis.max_inflight_bytes,
+        )
+        return RestStore(redis.upstash_url, redis.upstash_token, bounds=bounds, clock=clock)
     check_allowed(settings)
     server = EmbeddedServer(settings.data_dir, fsync=redis.fsync)
     return NativeStore(EmbeddedRoute(server), options, kind="embedded", clock=clock)
