@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -42,6 +43,7 @@ class _Cursor(Protocol):
 
 class _DriverConnection(Protocol):
     def cursor(self) -> _Cursor: ...
+    def close(self) -> object: ...
 
 
 class Database:
@@ -74,9 +76,12 @@ class Database:
         """
         if self._engine is not None:
             return
-        self._engine = (
-            _sqlite_engine(self._data_dir) if self._postgres is None else _postgres_engine(self._postgres)
-        )
+        if self._postgres is None:
+            # aiosqlite leaves a thread behind that nobody can wait for when it can't open a file.
+            await asyncio.to_thread(_make_sqlite, self._data_dir)
+            self._engine = _sqlite_engine(self._data_dir)
+        else:
+            self._engine = _postgres_engine(self._postgres)
         try:
             await self.ping()
         except BaseException:
@@ -154,21 +159,32 @@ def _sqlite_error(cause: BaseException) -> CountersealError:
     return DatabaseError(f"the database refused a statement ({type(cause).__name__})")
 
 
-def _sqlite_engine(data_dir: Path) -> AsyncEngine:
+def _make_sqlite(data_dir: Path) -> None:
+    """Make the folder and the file where they are missing, and see that they can be used."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as fault:
-        raise ConfigurationError("COUNTERSEAL_DATA_DIR: expected a folder that may be written to") from fault
+        with closing(sqlite3.connect(data_dir / SQLITE_FILE)) as connection:
+            for pragma in _SQLITE_PRAGMAS:
+                connection.execute(pragma)
+    except (sqlite3.Error, OSError) as fault:
+        raise _sqlite_error(fault) from fault
+
+
+def _sqlite_engine(data_dir: Path) -> AsyncEngine:
     engine = create_async_engine(URL.create("sqlite+aiosqlite", database=str(data_dir / SQLITE_FILE)))
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     return engine
 
 
 def _prepare_sqlite(connection: _DriverConnection, record: object) -> None:
-    cursor = connection.cursor()
-    for pragma in _SQLITE_PRAGMAS:
-        cursor.execute(pragma)
-    cursor.close()
+    try:
+        cursor = connection.cursor()
+        for pragma in _SQLITE_PRAGMAS:
+            cursor.execute(pragma)
+        cursor.close()
+    except BaseException:
+        connection.close()  # nobody else has it yet, and it has a thread
+        raise
 
 
 def _postgres_engine(address: PostgresAddress) -> AsyncEngine:
