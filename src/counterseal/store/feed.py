@@ -214,8 +214,12 @@ class Feed:
         pubsub = cast("PubSub", client.pubsub())  # pyright: ignore[reportUnknownMemberType]
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
-                await pubsub.subscribe(*self._inboxes)
-            self._pubsub = pubsub
+                asked = tuple(self._inboxes)
+                await pubsub.subscribe(*asked)
+                self._pubsub = pubsub
+                # Whoever came while this connected found no connection to ask on.
+                if late := [channel for channel in self._inboxes if channel not in asked]:
+                    await pubsub.subscribe(*late)
             if lost:
                 self._tell_gap()
             yield pubsub

@@ -13,10 +13,10 @@ from starlette.types import ASGIApp
 
 from counterseal.app import Counterseal
 from counterseal.web.boundary import Boundary
-from counterseal.web.health import health_routes
-from counterseal.web.metrics import HttpMetrics, metrics_routes
+from counterseal.web.health import install_health
+from counterseal.web.metrics import HttpMetrics, install_metrics
 from counterseal.web.mount import Prefix
-from counterseal.web.page import page_routes
+from counterseal.web.page import install_page
 from counterseal.web.problems import install_problems
 
 REST_PATH = "/redis"
@@ -36,12 +36,12 @@ def create_app(seal: Counterseal, *, rest: ASGIApp | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Boundary, metrics=HttpMetrics(registry), mounts=(STATIC_PATH,))],
+        middleware=[Middleware(Boundary, metrics=HttpMetrics(registry), mounts=(REST_PATH, STATIC_PATH))],
     )
     install_problems(app)
-    app.include_router(health_routes(seal))
-    app.include_router(metrics_routes(seal, registry))
-    app.include_router(page_routes(seal, has_rest=rest is not None))
+    install_health(app, seal)
+    install_metrics(app, seal, registry)
+    install_page(app, seal, has_rest=rest is not None)
     app.mount(STATIC_PATH, StaticFiles(directory=Path(__file__).parent / "static"), name="static")
     if rest is not None:
         app.router.routes.append(Prefix(REST_PATH, rest))

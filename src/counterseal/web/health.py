@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from pydantic import SecretStr
 from starlette.responses import Response
 
@@ -28,18 +28,17 @@ class Order(msgspec.Struct):
     action: Annotated[str, msgspec.Meta(max_length=_ACTION_NAME)]
 
 
-def health_routes(seal: Counterseal) -> APIRouter:
-    """`/api/health/redis`, `/health/live` and `/health/ready`."""
-    router = APIRouter(tags=["health"])
+def install_health(app: FastAPI, seal: Counterseal) -> None:
+    """Add `/api/health/redis`, `/health/live` and `/health/ready`."""
     actions = _actions(seal)
 
-    @router.api_route("/api/health/redis", methods=["GET", "HEAD"], response_class=Response)
+    @app.get("/api/health/redis", response_class=Response, tags=["health"])
     async def redis_health() -> Response:
         """The state of all services: 200 when each is healthy, else 503."""
         report = await seal.health.check()
         return _json(report.body, HTTPStatus.OK if report.healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
-    @router.post("/api/health/redis", response_class=Response)
+    @app.post("/api/health/redis", response_class=Response, tags=["health"])
     async def redis_action(request: Request) -> Response:
         """Run one action for an operator, who has the admin key."""
         check_key(request, seal.settings.web.admin_key)
@@ -55,12 +54,12 @@ def health_routes(seal: Counterseal) -> APIRouter:
             )
         return _json({"action": order.action, **await action()}, HTTPStatus.OK)
 
-    @router.api_route("/health/live", methods=["GET", "HEAD"], response_class=Response)
+    @app.get("/health/live", response_class=Response, tags=["health"])
     async def live() -> Response:
         """200 for as long as the process answers; nothing else is asked."""
         return _json({"status": "alive"}, HTTPStatus.OK)
 
-    @router.api_route("/health/ready", methods=["GET", "HEAD"], response_class=Response)
+    @app.get("/health/ready", response_class=Response, tags=["health"])
     async def ready() -> Response:
         """200 when Redis and the database answer, else 503."""
         found = await seal.health.ready()
@@ -68,8 +67,6 @@ def health_routes(seal: Counterseal) -> APIRouter:
             return _json({"status": "ready"}, HTTPStatus.OK)
         body: dict[str, JsonValue] = {"status": "not ready", "errors": dict(found.faults)}
         return _json(body, HTTPStatus.SERVICE_UNAVAILABLE)
-
-    return router
 
 
 def check_key(request: Request, expected: SecretStr | None) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -101,14 +101,13 @@ class ServiceMetrics(Collector):
         yield by_state
 
 
-def metrics_routes(seal: Counterseal, registry: CollectorRegistry) -> APIRouter:
-    """`/metrics`."""
-    router = APIRouter(include_in_schema=False)
+def install_metrics(app: FastAPI, seal: Counterseal, registry: CollectorRegistry) -> None:
+    """Add `/metrics`."""
     services = ServiceMetrics(seal)
     registry.register(services)
     reading = asyncio.Lock()
 
-    @router.api_route("/metrics", methods=["GET", "HEAD"], response_class=Response)
+    @app.get("/metrics", response_class=Response, include_in_schema=False)
     async def metrics() -> Response:
         """Always 200: what Redis can't tell is left out, and `counterseal_store_available` says why."""
         async with reading:
@@ -119,5 +118,3 @@ def metrics_routes(seal: Counterseal, registry: CollectorRegistry) -> APIRouter:
             return Response(
                 generate_latest(registry), headers={"Cache-Control": "no-store"}, media_type=CONTENT_TYPE
             )
-
-    return router

@@ -9,7 +9,7 @@ from importlib.resources import files
 from string import Template
 from typing import Final
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from starlette.responses import HTMLResponse
 
 from counterseal.app import Counterseal
@@ -26,19 +26,16 @@ _ADDRESSES: Final = (
 )
 
 
-def page_routes(seal: Counterseal, *, has_rest: bool) -> APIRouter:
-    """`/`."""
-    router = APIRouter(include_in_schema=False)
+def install_page(app: FastAPI, seal: Counterseal, *, has_rest: bool) -> None:
+    """Add `/`."""
     template = Template(files("counterseal.web").joinpath("templates", "root.html").read_text("utf-8"))
 
-    @router.api_route("/", methods=["GET", "HEAD"], response_class=HTMLResponse)
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def root() -> HTMLResponse:
         report = await seal.health.check()
         return HTMLResponse(
             render_page(template, report, has_rest=has_rest), headers={"Cache-Control": "no-store"}
         )
-
-    return router
 
 
 def render_page(template: Template, report: HealthReport, *, has_rest: bool) -> str:
