@@ -1,9 +1,8 @@
-"""Analytics on every kind of server: what is counted, for which day, and that a reset really removes it."""
+"""Analytics over every connection: what is counted, for which day, and that a reset really removes it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -18,12 +17,6 @@ from support.stores import store_on, travel
 
 KEYS = Keys()
 MS = timedelta(milliseconds=1)
-
-
-@pytest.fixture(params=["valkey", "redis7", "cluster"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    async with store_on(request.getfixturevalue(request.param)) as store:
-        yield store
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
-"""The queue on every kind of server: states, leases, fencing, take-over and counters, one operation at a time."""
+"""The queue over every connection: states, leases, fencing, take-over and counters, one operation at a time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
@@ -16,17 +15,11 @@ from counterseal.jobs.types import EMAIL, NOTIFICATION, PROBE, TYPES
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
 from support.exact import same
-from support.stores import store_on, travel
+from support.stores import travel
 
 KEYS = Keys()
 LEASE = timedelta(seconds=10)
 NONE = JobStats(total=0, completed=0, failed=0, pending=0, success_rate=0)
-
-
-@pytest.fixture(params=["valkey", "redis7", "cluster"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    async with store_on(request.getfixturevalue(request.param)) as store:
-        yield store
 
 
 @pytest.fixture

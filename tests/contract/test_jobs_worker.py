@@ -1,4 +1,4 @@
-"""Workers on every kind of server: what runs, what is waited for, and what becomes of jobs when one goes away."""
+"""Workers over every connection: what runs, what is waited for, and what becomes of jobs when one goes away."""
 
 from __future__ import annotations
 
@@ -24,12 +24,6 @@ from support.waiting import eventually
 KEYS = Keys()
 SOON = timedelta(seconds=10)
 NEVER = timedelta(hours=1)
-
-
-@pytest.fixture(params=["valkey", "redis7", "cluster"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    async with store_on(request.getfixturevalue(request.param)) as store:
-        yield store
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from datetime import timedelta
 from counterseal.store.base import Store
 from counterseal.store.cluster import ClusterStore
 from counterseal.store.link import LinkOptions
+from counterseal.store.rest import RestStore
 from counterseal.store.route import FixedRoute
 from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore
-from support.cluster import Cluster
 from support.servers import Server
 
 _PATIENT = LinkOptions(command_timeout=timedelta(seconds=5), connect_timeout=timedelta(seconds=5))
@@ -28,18 +28,13 @@ def native_store(
 
 
 @asynccontextmanager
-async def store_on(target: Server | Cluster) -> AsyncIterator[NativeStore | ClusterStore]:
-    """An open store on a server or a Cluster."""
-    store = (
-        native_store(target)
-        if isinstance(target, Server)
-        else ClusterStore(parse_redis_url(target.url), _PATIENT)
-    )
-    async with store:
+async def store_on(server: Server) -> AsyncIterator[NativeStore]:
+    """An open store on a server."""
+    async with native_store(server) as store:
         yield store
 
 
 def travel(store: Store, by: timedelta) -> None:
     """Move a store's clock forward."""
-    assert isinstance(store, (NativeStore, ClusterStore))
+    assert isinstance(store, (NativeStore, ClusterStore, RestStore))
     store.clock.travel(by)
