@@ -110,7 +110,11 @@ class RestStore(Store):
     def pipeline(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
         for command in commands:
             check(command)
-        return self._rows(commands, [encode_row(command) for command in commands])
+        rows = [encode_row(command) for command in commands]
+        texts = [row for row in rows if row is not None]
+        if 0 < len(texts) == len(rows) <= MAX_COMMANDS and sum(map(len, texts)) <= MAX_REQUEST_BYTES:
+            return self._queue.issue(texts, single=False)
+        return self._rows(commands, rows)
 
     async def transaction(self, commands: Sequence[Command]) -> list[Reply]:
         if not commands:

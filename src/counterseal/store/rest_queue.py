@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable
-from typing import Any
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
 
 from counterseal.core.errors import CommandError, StoreBusy, StoreError, StoreUnavailable
 from counterseal.store.base import StoreCounts
@@ -17,6 +17,8 @@ from counterseal.store.breaker import Breaker
 from counterseal.store.rest_client import RestBounds, RestClient, patience
 from counterseal.store.rest_wire import decode_error, decode_item, decode_items
 from counterseal.store.wire import Reply
+
+T = TypeVar("T")
 
 MAX_COMMANDS = 1000
 MAX_REQUEST_BYTES = 8 * 2**20
@@ -71,7 +73,7 @@ class RequestQueue:
         self._slots = asyncio.Semaphore(bounds.max_requests)
         self._inflight = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
         self._open = False
 
     @property
@@ -110,6 +112,16 @@ class RequestQueue:
     async def post(self, target: str, body: bytes, *, commands: int) -> tuple[int, bytes]:
         """A request that nothing else shares, when its turn comes: the status and the body of its answer."""
         self._refuse_when_down()
+        request = self._run(self._post(target, body, commands))
+        try:
+            return await request
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._open or (task is not None and task.cancelling()):
+                raise
+            raise StoreUnavailable("the store is closed") from None
+
+    async def _post(self, target: str, body: bytes, commands: int) -> tuple[int, bytes]:
         if self._is_full():
             await self._room(len(body))
         self._inflight += len(body)
@@ -125,6 +137,13 @@ class RequestQueue:
                 self._slots.release()
         finally:
             self._free(len(body))
+
+    def _run(self, request: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin a request that `close` can end."""
+        task = asyncio.create_task(request)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
 
     # -- commands that gather ------------------------------------------------------------------------------------
 
@@ -142,9 +161,7 @@ class RequestQueue:
         """See to it that somebody waits for a slot, to take what has gathered by then."""
         if not self._gathering:
             self._gathering = True
-            task = asyncio.create_task(self._send_batch())
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._run(self._send_batch())
 
     async def _send_batch(self) -> None:
         batch: list[_Call] = []

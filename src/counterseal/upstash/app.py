@@ -209,6 +209,9 @@ class RedisRest:
         await self._answer_many(exchange, replies)
 
     async def _stream(self, exchange: Exchange, word: bytes, names: Sequence[bytes]) -> None:
+        if self._streams.closed:
+            await exchange.answer(503, encode_error("ERR the server is stopping"))
+            return
         if word != b"subscribe":
             fault: Fault | None = Fault(f"ERR /{word.decode()} is not available on this server")
         else:
@@ -258,9 +261,10 @@ class RedisRest:
                 f"ERR max request size exceeded. Limit: {limit} bytes, Actual: {exchange.body_bytes} bytes. "
                 f"See {_SIZE_HELP} for details"
             )
-            await exchange.answer_early(400, encode_error(text), limit)
+            await exchange.answer_early(400, encode_error(text), dropping=limit)
         elif fault is BodyFault.STALLED:
-            await exchange.answer_early(408, encode_error("ERR the request's body did not arrive in time"), 0)
+            text = "ERR the request's body did not arrive in time"
+            await exchange.answer_early(408, encode_error(text), dropping=0)
 
 
 def _wants_base64(exchange: Exchange) -> bool:

@@ -105,22 +105,23 @@ class Exchange:
         )
         await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
 
-    async def answer_early(self, status: int, body: bytes, limit: int) -> None:
+    async def answer_early(self, status: int, body: bytes, *, dropping: int) -> None:
         """Answer before the request has arrived, and end the connection.
 
-        The answer leaves at once. What still arrives is dropped for a moment, because closing on unread bytes would
-        take the answer away from the client.
+        The answer leaves at once. Up to `dropping` bytes that still arrive are read for a moment, because closing on
+        unread bytes would take the answer away from the client.
         """
         await self._start(
             status,
             [(b"content-type", JSON), (b"content-length", b"%d" % len(body)), (b"connection", b"close")],
         )
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
-        try:
-            async with asyncio.timeout(_LINGER):
-                await self._drop(limit)
-        except TimeoutError:
-            pass
+        if dropping:
+            try:
+                async with asyncio.timeout(_LINGER):
+                    await self._drop(dropping)
+            except TimeoutError:
+                pass
         await self._send({"type": "http.response.body", "body": b""})
 
     async def start_stream(self, *headers: tuple[bytes, bytes]) -> None:

@@ -134,7 +134,7 @@ _NOT_IN_SCRIPTS = frozenset(
 
 
 def confining_rules(known: frozenset[str]) -> list[str]:
-    """The list as ACL rules, for the commands that the server knows (names in capitals); all others are shut.
+    """The list as ACL rules, for the commands and `COMMAND|SUBCOMMAND`s that the server knows; all others are shut.
 
     What a connection needs for itself is in it: logging in, its name, MULTI and EXEC, subscriptions. SELECT and COPY
     are not: whether they can be confined to a database depends on the server.
@@ -142,8 +142,7 @@ def confining_rules(known: frozenset[str]) -> list[str]:
     rules = ["-@all"]
     whole = {name for name, treatment in TREATMENTS.items() if treatment not in _NOT_IN_SCRIPTS}
     whole |= _words("AUTH HELLO QUIT MULTI EXEC DISCARD SUBSCRIBE UNSUBSCRIBE PSUBSCRIBE PUNSUBSCRIBE")
-    rules += [f"+{name.lower()}" for name in sorted((whole - SUBCOMMANDS.keys()) & known)]
-    for name in sorted(SUBCOMMANDS):
-        rules += [f"+{name.lower()}|{word.lower()}" for word in sorted(SUBCOMMANDS[name]) if name in known]
-    rules += [f"+client|{word}" for word in ("setname", "setinfo", "getname", "id")]
-    return rules
+    wanted = [name for name in sorted(whole) if name not in SUBCOMMANDS]
+    wanted += [f"{name}|{word}" for name in sorted(SUBCOMMANDS) for word in sorted(SUBCOMMANDS[name])]
+    wanted += [f"CLIENT|{word}" for word in ("SETNAME", "SETINFO", "GETNAME", "ID")]
+    return [*rules, *(f"+{name.lower()}" for name in wanted if name in known)]

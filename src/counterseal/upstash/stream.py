@@ -44,6 +44,11 @@ class Streams:
         """How many streams are open."""
         return len(self._open)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def close(self) -> None:
         """End every stream, and refuse new ones. Each sends its last bytes and lets its subscription go."""
         self._closed = True
@@ -57,8 +62,6 @@ class Streams:
         channels = self._channels(names)
         if isinstance(channels, Fault):
             return channels
-        if self._closed:
-            return Fault("ERR the server is stopping")
         async with self._store.subscribe(*channels, limit=_QUEUE) as messages:
             outbox = _Outbox(self._max_lag)
             for count, name in enumerate(channels.values(), start=1):
