@@ -1,0 +1,22 @@
+"""What the tour walks through: counterseal, open on a Valkey."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from counterseal import Counterseal, Settings
+from support.servers import Server
+
+
+@pytest.fixture
+async def seal(valkey: Server, tmp_path: Path) -> AsyncIterator[Counterseal]:
+    settings = Settings.load(
+        {
+            "REDIS_URL": valkey.url,
+            "COUNTERSEAL_DATA_DIR": str(tmp_path),
+            "COUNTERSEAL_COMMAND_TIMEOUT": "5s",
+        }
+    )
+    async with Counterseal.open(settings) as seal:
+        yield seal
