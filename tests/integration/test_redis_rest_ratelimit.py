@@ -1,4 +1,4 @@
-"""Upstash's official rate limiter, unmodified, against the Redis REST server: its scripts carry a flag of Upstash's own."""
+"""Upstash's official rate limiter, unmodified, against the Redis REST server. Its scripts carry a flag of their own."""
 
 from __future__ import annotations
 

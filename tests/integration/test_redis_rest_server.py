@@ -283,6 +283,25 @@ async def test_bytes_that_are_not_text_never_break_an_answer(
     assert (binary.status_code, binary.json()) == (400, {"error": "BAD \ufffd"})
 
 
+async def test_a_reply_nested_beyond_measure_is_an_error_and_the_connection_comes_back(
+    gateway: Gateway, http: httpx.AsyncClient
+) -> None:
+    script = "local t = {} for i = 1, ARGV[1] do t = {t} end return t"
+    assert await command(http, gateway, "EVAL", script, 0, 3) == [[[[]]]]
+    answer = await http.post(gateway.url, json=["EVAL", script, 0, 1000])
+    assert (answer.status_code, answer.json()) == (
+        400,
+        {"error": "ERR the reply is nested too deeply for JSON"},
+    )
+    answer = await http.post(gateway.url, json=["EVAL", script, 0, 5000])
+    assert answer.status_code == 503
+
+    async def works() -> bool:
+        return (await http.get(f"{gateway.url}/ping")).json() == {"result": "PONG"}
+
+    await eventually(works)
+
+
 async def test_shapes_are_those_of_resp2(gateway: Gateway, http: httpx.AsyncClient) -> None:
     await command(http, gateway, "HSET", "h", "a", 1)
     await command(http, gateway, "ZADD", "z", 1.5, "m")

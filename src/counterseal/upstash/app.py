@@ -6,6 +6,7 @@ the official clients do not follow. Every answer but that to a refused method is
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class RedisRest:
         self._sync = SyncTokens()
         self._recover = recover
         self._broken = False
+        self._mending = asyncio.Lock()
 
     @property
     def stream_count(self) -> int:
@@ -135,8 +137,7 @@ class RedisRest:
             return
         try:
             if self._broken and self._recover is not None:
-                await self._recover()
-                self._broken = False
+                await self._mend(self._recover)
             await self._route(exchange, [item for item in query if item[0] != b"_token"])
         except StoreTimeout:
             await self._unavailable(
@@ -148,6 +149,13 @@ class RedisRest:
             await exchange.answer(400, encode_error(self._too_large_reply()))
         except SubscriberTooSlow:
             return
+
+    async def _mend(self, recover: Callable[[], Awaitable[object]]) -> None:
+        """Recover once, however many requests are waiting for it."""
+        async with self._mending:
+            if self._broken:
+                await recover()
+                self._broken = False
 
     def _admitted(self, exchange: Exchange, query: Sequence[tuple[bytes, bytes | None]]) -> bool:
         token = next((value or b"" for name, value in query if name == b"_token"), None)

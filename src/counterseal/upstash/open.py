@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import Settings
@@ -18,6 +19,9 @@ from counterseal.upstash.tenant import Credentials, confine
 
 EMBEDDED_DATABASE = 1
 """Where `/redis` keeps its data on the embedded server; counterseal's own is in database 0."""
+
+COMMAND_TIMEOUT = timedelta(seconds=30)
+"""How long a client's command may take. Clients run scripts and scans of their own, on a connection of their own."""
 
 
 class ConfinedRoute:
@@ -58,7 +62,8 @@ async def open_redis_rest(store: Store, settings: Settings) -> AsyncGenerator[Re
     database = await _database(store, settings)
     credentials = await confine(store, database=database)
     route = ConfinedRoute(store.link.route, credentials)
-    async with NativeStore(route, link_options(settings)) as own:
+    options = replace(link_options(settings), command_timeout=COMMAND_TIMEOUT)
+    async with NativeStore(route, options) as own:
         rest = RedisRest(
             own,
             tokens=[settings.web.rest_token.get_secret_value()],
