@@ -36,7 +36,9 @@ _ANSWER_S = 0.25
 _STARTS = 2
 """How often one `ensure()` starts a server: again, in case that somebody killed the first one while it came up."""
 
-_DAMAGED = re.compile(r"(format|end of file|error) (while )?reading the append only file", re.IGNORECASE)
+_UNREADABLE = re.compile(
+    r"reading the (?:append only|RDB base) file (?P<name>[\w.]*\w)|RDB reading|RDB checksum", re.IGNORECASE
+)
 
 
 def check_allowed(settings: Settings) -> None:
@@ -164,7 +166,7 @@ class EmbeddedServer:
             log = folder.open_log()
         except OSError as error:
             raise folder.unusable(error) from error
-        paths = [folder.users_lock, str(lock), binary, folder.config, folder.record, socket]
+        paths = [folder.users_lock, str(lock), binary, folder.config, folder.data, folder.record, socket]
         if socket.parent != folder.path:
             paths.append(socket.parent)
         try:
@@ -187,10 +189,11 @@ class EmbeddedServer:
 
     def _not_started(self, log_start: int) -> ConfigurationError:
         words = self._folder.last_words(log_start)
-        if _DAMAGED.search(words):
+        if found := _UNREADABLE.search(words):
+            file = self._folder.data / (found["name"] or "*.base.rdb")
             return ConfigurationError(
-                f"COUNTERSEAL_DATA_DIR: expected readable data; a file in {self._folder.data} is damaged,"
-                f" see {self._folder.log}: {words}"
+                f"COUNTERSEAL_DATA_DIR: expected readable data; {file} is damaged,"
+                f" or of a newer version, see {self._folder.log}"
             )
         return ConfigurationError(
             f"COUNTERSEAL_DATA_DIR: expected a folder in which the embedded server starts (or REDIS_URL, for another"

@@ -39,7 +39,7 @@ MAX_SOCKET_PATH_BYTES = 100
 LOG_KEPT_BYTES = 2**20
 """A log larger than this is put aside at the next start, as `valkey.log.1`."""
 
-_LOG_PREFIX = re.compile(r"^\d+:[A-Z] .{15,30}?\.\d{3} [#*.-] ")
+_LOG_LINE = re.compile(r"(?:\d+:[A-Z] .{15,30}?\.\d{3} (?P<level>[#*.-]) )?(?P<words>.*)")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._- ")
 
 
@@ -163,15 +163,18 @@ class ServerFolder:
         return os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def last_words(self, start: int) -> str:
-        """The last three lines that were written to the log after its byte `start`, for an error message."""
+        """What was logged last after the log's byte `start`: three lines, the serious ones if there are any."""
         try:
             with self.log.open("rb") as file:
                 file.seek(start)
                 text = file.read(LOG_KEPT_BYTES).decode("utf-8", "replace")
         except OSError:
             return "(the log can't be read)"
-        lines = [_LOG_PREFIX.sub("", line.strip()) for line in text.splitlines() if line.strip()]
-        return " / ".join(lines[-3:])[-600:] or "(nothing)"
+        lines = [
+            line for line in map(_LOG_LINE.fullmatch, text.split("\n")) if line and line["words"].strip()
+        ]
+        serious = [line for line in lines if line["level"] == "#" and not line["words"].startswith("WARNING")]
+        return " / ".join(line["words"].strip() for line in (serious or lines)[-3:])[-600:] or "(nothing)"
 
     def unusable(self, error: OSError) -> ConfigurationError:
         """The error for a folder that the system does not let us use."""
@@ -182,7 +185,10 @@ class ServerFolder:
 
 
 def config_text(*, folder: Path, socket: Path, password: str, fsync: Fsync) -> str:
-    """The server's configuration. The password is in it as a hash, since a faulty line is printed into the log."""
+    """The server's configuration. The password is in it as a hash, since a faulty line is printed into the log.
+
+    `everysec` is the watcher's work, so that the server never holds back what it has acknowledged; see there.
+    """
     digest = hashlib.sha256(password.encode()).hexdigest()
     lines = (
         "port 0",
@@ -195,7 +201,7 @@ def config_text(*, folder: Path, socket: Path, password: str, fsync: Fsync) -> s
         "hide-user-data-from-log yes",
         'save ""',
         "appendonly yes",
-        f"appendfsync {fsync.value}",
+        f"appendfsync {'always' if fsync is Fsync.ALWAYS else 'no'}",
         "aof-load-truncated yes",
         "maxmemory-policy noeviction",
         f"user default reset on #{digest} allkeys allchannels allcommands",

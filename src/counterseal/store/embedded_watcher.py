@@ -3,17 +3,22 @@
 `embedded.py` runs this file as a script, in a session of its own, with the standard library alone and few modules,
 because it lives as long as the server::
 
-    python -I -S embedded_watcher.py USERS_LOCK SERVER_LOCK_FD BINARY CONFIG RECORD SOCKET [FOLDER]
+    python -I -S embedded_watcher.py USERS_LOCK SERVER_LOCK_FD BINARY CONFIG DATA RECORD SOCKET [FOLDER]
 
 Every user holds a shared lock on USERS_LOCK; the exclusive one, for which the watcher waits, means that none is left.
 SERVER_LOCK_FD is an exclusive lock that this process and the server inherit: it is free when both are gone, and only
-who holds it may touch the data, RECORD, SOCKET and FOLDER; the last three are removed in the end.
+who holds it may touch DATA, RECORD, SOCKET and FOLDER; the last three are removed in the end.
 If the server ends by itself, the watcher ends too.
+
+The server writes each change to its log file before it answers, and the watcher has the system put that file on the
+disk every second. Valkey's own `appendfsync everysec` is not used: while its fsync runs, it keeps changes that it has
+acknowledged in its memory, for up to 2 s, and loses them when it is killed.
+
 If the watcher is killed, the server gets SIGTERM: from the kernel on Linux, from a guard process elsewhere.
 """
 
 # pathlib would cost this process 1.4 MB.
-# ruff: noqa: PTH106, PTH108, PTH119, PTH120
+# ruff: noqa: PTH106, PTH108, PTH119, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -23,6 +28,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 
 try:
     import ctypes
@@ -32,13 +38,14 @@ except ImportError:  # some builds of Python leave it out; the guard serves them
 _GRACE_S = 5
 """How long a server may take to flush its log and end, before SIGKILL. What it had written by then is kept."""
 
+_SYNC_S = 1
 _PR_SET_PDEATHSIG = 1
 _AWAITED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
 
 def main(arguments: list[str]) -> None:
     """Detach from the starter, run the server, end it with its last user, clear up."""
-    users_lock, server_lock, binary, config, record, socket, *folder = arguments
+    users_lock, server_lock, binary, config, data, record, socket, *folder = arguments
     if os.fork():
         os._exit(0)
     os.chdir("/")
@@ -50,6 +57,7 @@ def main(arguments: list[str]) -> None:
     server = _start(binary, config, with_kernel=with_kernel)
     guard = None if with_kernel else _start_guard(server, (users, int(server_lock)))
     _thread.start_new_thread(_await_last_user, (users,))
+    _thread.start_new_thread(_sync, (data,))
     _watch(server)
     if guard is not None:
         _dismiss(guard)
@@ -61,7 +69,7 @@ def main(arguments: list[str]) -> None:
     for path in folder:
         with contextlib.suppress(OSError):
             os.rmdir(path)
-    # Not sys.exit: the thread may still wait for its lock. The locks go with the process.
+    # Not sys.exit: a thread may still wait for its lock. The locks go with the process.
     os._exit(0)
 
 
@@ -112,8 +120,47 @@ def _await_last_user(users: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _sync(data: str) -> None:
+    """Every second, put what was appended to the log files on the disk. A disk that fails ends the server."""
+    synced: dict[str, int] = {}
+    while True:
+        time.sleep(_SYNC_S)
+        try:
+            sizes = {name: _sync_file(f"{data}/{name}", synced.get(name, 0)) for name in _log_files(data)}
+        except OSError as error:
+            os.write(2, f"the log can't be put on the disk: {error}\n".encode())
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        synced = sizes
+
+
+def _log_files(data: str) -> list[str]:
+    try:
+        return [name for name in os.listdir(data) if name.endswith(".incr.aof")]
+    except FileNotFoundError:  # not made yet
+        return []
+
+
+def _sync_file(path: str, synced: int) -> int:
+    """Put a file on the disk if its size is not `synced`; return its size."""
+    try:
+        log = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # replaced by a rewrite, which the server has put on the disk
+        return 0
+    try:
+        size = os.fstat(log).st_size
+        if size != synced:
+            if sys.platform == "darwin":
+                fcntl.fcntl(log, fcntl.F_FULLFSYNC)
+            else:
+                os.fdatasync(log)
+        return size
+    finally:
+        os.close(log)
+
+
 def _watch(server: int) -> None:
-    """Return when the server has ended. SIGTERM and SIGINT, also from the thread, are passed on to it."""
+    """Return when the server has ended. SIGTERM and SIGINT, also from a thread, are passed on to it."""
     while True:
         received = signal.sigwait(_AWAITED)
         if received == signal.SIGCHLD:
