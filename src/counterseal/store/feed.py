@@ -8,7 +8,6 @@ is replaced with full-jitter back-off, every channel is asked for again, and eac
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -21,15 +20,15 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from counterseal.core.background import full_jitter
 from counterseal.core.errors import CountersealError, StoreUnavailable, SubscriberTooSlow
 from counterseal.store.base import Gap, Message, Subscription
+from counterseal.store.link import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from counterseal.store.route import Route
 from counterseal.store.target import Target
 
 _QUIET = 5.0
 _ANSWER_WITHIN = 1.0
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 2.0
 
 
 class Inbox(Subscription):
@@ -119,6 +118,11 @@ class Feed:
         self._confirmed: dict[str, asyncio.Future[bool]] = {}
         self._pubsub: PubSub | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._open = False
+
+    def open(self) -> None:
+        """Let subscriptions begin from now on."""
+        self._open = True
 
     def subscribe(self, channels: Sequence[str], *, limit: int) -> Subscription:
         """A subscription that begins when it is entered."""
@@ -149,6 +153,7 @@ class Feed:
 
     async def close(self) -> None:
         """End every subscription and the connection."""
+        self._open = False
         for inbox in self._all():
             inbox.end(StoreUnavailable("the store is closed"))
         self._inboxes.clear()
@@ -158,6 +163,8 @@ class Feed:
 
     async def _begin(self, inbox: Inbox) -> None:
         """Ask for the channels that nobody listens to yet, and wait until all of them are confirmed."""
+        if not self._open:
+            raise StoreUnavailable("the store is not open")
         loop = asyncio.get_running_loop()
         new = [channel for channel in inbox.channels if channel not in self._inboxes]
         for channel in inbox.channels:
@@ -203,9 +210,8 @@ class Feed:
                     await self._deliver(pubsub)
             except (RedisError, OSError, CountersealError):
                 self._refuse_unconfirmed()
-                longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
-                attempt = min(attempt + 1, 16)
-                await asyncio.sleep(random.random() * longest)  # noqa: S311 - spreads reconnects, protects nothing
+                attempt += 1
+                await asyncio.sleep(full_jitter(attempt, first=FIRST_PAUSE_S, longest=LONGEST_PAUSE_S))
 
     @asynccontextmanager
     async def _connected(self, *, lost: bool) -> AsyncGenerator[PubSub]:

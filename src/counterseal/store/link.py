@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
+from counterseal.core.background import full_jitter
 from counterseal.core.errors import (
     CommandError,
     ConfigurationError,
@@ -36,8 +36,10 @@ CLIENT_NAME = "counterseal"
 
 Dialed = tuple[asyncio.Transport, Connection]
 
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 2.0
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 2.0
+"""Between attempts to connect again: full jitter below a bound that doubles from the first to the longest."""
+
 _STEADY_AFTER = 1.0
 _DEAD_AFTER = 1.0
 
@@ -166,12 +168,11 @@ class Link:
         while True:
             await self._lost.wait()
             if attempt:
-                longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
-                await asyncio.sleep(random.random() * longest)  # noqa: S311 - spreads reconnects, protects nothing
+                await asyncio.sleep(full_jitter(attempt, first=FIRST_PAUSE_S, longest=LONGEST_PAUSE_S))
             lived = asyncio.get_running_loop().time() - self._connected_at
             if lived > _STEADY_AFTER:
                 attempt = 0
-            attempt = min(attempt + 1, 16)
+            attempt += 1
             try:
                 await self._connect()
             except CountersealError as error:
