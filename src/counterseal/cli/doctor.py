@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import statistics
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -18,15 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from counterseal.cli.logs import configure_logs
+from counterseal.core.clock import Clock, SystemClock
 from counterseal.core.errors import CommandError, StoreError
 from counterseal.core.settings import Settings
 from counterseal.store.base import Store
+from counterseal.store.info import PINGS, measure_latency, parse_info
 from counterseal.store.keys import Keys
 from counterseal.store.link import MINIMUM_VERSIONS
 from counterseal.store.open import open_store
 from counterseal.store.scripts import load_script
 
-PINGS = 20
 SKEW_WARNING = timedelta(milliseconds=500)
 SKEW_FAULT = timedelta(seconds=5)
 MEMORY_WARNING = 0.8
@@ -75,10 +74,14 @@ async def _examine(settings: Settings) -> tuple[str, list[Finding]]:
         return store.description, await examine(store, settings)
 
 
-async def examine(store: Store, settings: Settings) -> list[Finding]:
-    """Every check, in the order in which they are worth reading. About 30 round trips."""
+async def examine(store: Store, settings: Settings, *, clock: Clock | None = None) -> list[Finding]:
+    """Every check, in the order in which they are worth reading. About 30 round trips.
+
+    `clock` is this machine's, which the server's is compared with.
+    """
+    clock = clock or SystemClock()
     try:
-        info = _parse_info(await store.command("INFO"))
+        info = parse_info(await store.command("INFO"))
     except CommandError as refusal:
         info = {}
         unread = f"the server did not answer INFO ({refusal.kind})"
@@ -91,7 +94,7 @@ async def examine(store: Store, settings: Settings) -> list[Finding]:
         check_eviction(info, unread, hosted=hosted),
         check_memory(info, unread, hosted=hosted),
         check_replicas(info, settings.redis.min_replicas),
-        await _attempt("clock", lambda: check_clock(store)),
+        await _attempt("clock", lambda: check_clock(store, clock)),
         await _attempt("cluster", lambda: check_cluster(store, info)),
         await _attempt("rights", lambda: check_rights(store, Keys(settings.namespace))),
         await _attempt("latency", lambda: check_latency(store)),
@@ -182,27 +185,28 @@ def check_replicas(info: Mapping[str, str], needed: int) -> Finding | None:
     return Finding("replicas", State.OK, found)
 
 
-async def check_clock(store: Store) -> Finding:
+async def check_clock(store: Store, clock: Clock) -> Finding:
     """This machine's clock against the server's. One round trip."""
-    before = time.time()
+    before = clock.wall_ms()
     reply = await store.command("TIME")
-    after = time.time()
+    after = clock.wall_ms()
     if not isinstance(reply, list) or len(reply) != 2:
         return Finding("clock", State.WARNING, "TIME was not answered with a time")
     seconds, microseconds = (int(part) for part in reply if isinstance(part, (bytes, int)))
-    skew = timedelta(seconds=(before + after) / 2 - (seconds + microseconds / 1_000_000))
-    found = f"this machine is {abs(skew).total_seconds() * 1000:.0f} ms {'ahead' if skew > timedelta(0) else 'behind'}"
-    state = State.FAULT if abs(skew) > SKEW_FAULT else State.WARNING if abs(skew) > SKEW_WARNING else State.OK
-    return Finding(
-        "clock", state, found, "" if state is State.OK else "run a time service (NTP) on both machines"
-    )
+    skew = timedelta(milliseconds=(before + after) / 2 - seconds * 1000 - microseconds / 1000)
+    apart = abs(skew)
+    found = f"this machine is {apart // timedelta(milliseconds=1)} ms {'ahead' if skew > timedelta(0) else 'behind'}"
+    if apart > SKEW_WARNING:
+        state = State.FAULT if apart > SKEW_FAULT else State.WARNING
+        return Finding("clock", state, found, "run a time service (NTP) on both machines")
+    return Finding("clock", State.OK, found)
 
 
 async def check_cluster(store: Store, info: Mapping[str, str]) -> Finding:
     """Every slot must be served. One round trip on a Cluster."""
     if store.server.mode != "cluster" and info.get("cluster_enabled", "0") != "1":
         return Finding("cluster", State.OK, "not a Cluster")
-    state = _parse_info(await store.command("CLUSTER", "INFO"))
+    state = parse_info(await store.command("CLUSTER", "INFO"))
     served = int(state.get("cluster_slots_ok", "0"))
     found = f"{state.get('cluster_size', '?')} primaries, {served} of {SLOTS} slots served"
     if state.get("cluster_state") != "ok" or served != SLOTS:
@@ -240,14 +244,10 @@ async def check_rights(store: Store, keys: Keys) -> Finding:
 
 async def check_latency(store: Store) -> Finding:
     """Twenty PINGs, one after the other."""
-    taken: list[float] = []
-    for _ in range(PINGS):
-        before = time.perf_counter()
-        await store.command("PING")
-        taken.append((time.perf_counter() - before) * 1000)
-    median = statistics.median(taken)
-    found = f"{median:.2f} ms median, {max(taken):.2f} ms worst of {PINGS} PINGs"
-    if median > LATENCY_WARNING.total_seconds() * 1000:
+    taken = await measure_latency(store)
+    median, worst = taken["p50"], taken["max"]
+    found = f"{median} ms median, {worst} ms worst of {PINGS} PINGs"
+    if isinstance(median, float) and median > LATENCY_WARNING / timedelta(milliseconds=1):
         return Finding("latency", State.WARNING, found, "run counterseal in the region of the server")
     return Finding("latency", State.OK, found)
 
@@ -261,12 +261,6 @@ async def _attempt(check: str, ask: Callable[[], Awaitable[Finding]]) -> Finding
         )
     except StoreError as error:
         return Finding(check, State.FAULT, str(error), "look at the server's log and at the network")
-
-
-def _parse_info(reply: object) -> dict[str, str]:
-    text = reply.decode("utf-8", "replace") if isinstance(reply, bytes) else ""
-    pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
-    return {name: value.strip() for name, value in pairs}
 
 
 def _megabytes(count: int) -> str:
