@@ -62,7 +62,7 @@ class Analytics:
         """Count a signature that a user has completed. One round trip."""
         await self._count(_SIGNATURES, request_id, user_id, domain)
 
-    async def track_api_performance(self, endpoint: str, duration: timedelta, *, success: bool) -> bool:
+    async def track_api_performance(self, endpoint: str, duration: timedelta, success: bool) -> bool:
         """Count a call of an endpoint, measured by a monotonic clock. One round trip.
 
         A negative duration, and an endpoint without a name or with one beyond 256 bytes, is refused: False, and
