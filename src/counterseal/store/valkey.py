@@ -49,17 +49,17 @@ class NativeStore(Store):
         return self.link.available
 
     async def open(self) -> None:
-        await self.link.open()
-        if self.server.mode == "cluster":
-            await self.close()
-            raise ConfigurationError(
-                "REDIS_URL: expected redis+cluster://host:port; came: one node of a Cluster alone"
-            )
-        if self._keeper is None:
+        if self._keeper is not None:
+            return
+        try:
+            await self.link.open()
+            self._check_mode()
             await self.clock.read(self._time)
-            self._keeper = asyncio.create_task(
-                self.clock.keep(self._time), name="counterseal: read the clock"
-            )
+        except BaseException:
+            await self.close()
+            raise
+        self._feed.open()
+        self._keeper = asyncio.create_task(self.clock.keep(self._time), name="counterseal: read the clock")
 
     async def close(self) -> None:
         keeper, self._keeper = self._keeper, None
@@ -105,6 +105,12 @@ class NativeStore(Store):
 
     def now_ms(self) -> int:
         return self.clock.now_ms()
+
+    def _check_mode(self) -> None:
+        if self.server.mode == "cluster":
+            raise ConfigurationError(
+                "REDIS_URL: expected redis+cluster://host:port; came: one node of a Cluster alone"
+            )
 
     async def _time(self) -> tuple[int, int]:
         return read_time(await self.link.send(("TIME",)))
