@@ -7,9 +7,11 @@ Each primary has one multiplexed connection of its own. A command goes to the no
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 from counterseal.core.clock import Clock
 from counterseal.core.errors import (
@@ -21,6 +23,7 @@ from counterseal.core.errors import (
 )
 from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
 from counterseal.store.clock import StoreClock
+from counterseal.store.connection import executed
 from counterseal.store.feed import Feed
 from counterseal.store.guard import check, check_queued
 from counterseal.store.link import Link, LinkOptions
@@ -34,7 +37,10 @@ from counterseal.store.wire import Argument, Command, Reply
 
 MAX_REDIRECTIONS = 5
 _REDIRECTIONS = ("MOVED", "ASK")
-_NOT_NOW = ("CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "LOADING")
+_NOT_NOW = ("CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "LOADING", "UNBLOCKED")
+_LOOK_EVERY = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class ClusterStore(Store):
@@ -50,8 +56,10 @@ class ClusterStore(Store):
         self._options = options or LinkOptions()
         self._topology = Topology(address)
         self._places: list[Place | None] = []
+        self._primaries: list[Place] = []
         self._links: dict[Place, Link] = {}
-        self._opening: dict[Place, asyncio.Lock] = {}
+        self._opening: dict[Place, asyncio.Task[Link]] = {}
+        self._open = False
         self._feed = Feed(_AnyPrimary(self))
         self._stale = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -75,22 +83,26 @@ class ClusterStore(Store):
         return bool(self._links) and all(link.available for link in self._links.values())
 
     async def open(self) -> None:
-        if self._tasks:
+        if self._open:
             return
-        self._places = await self._topology.read()
+        self._open = True
         try:
-            await asyncio.gather(*(self._link(place) for place in self._primaries()))
+            self._learn(await self._topology.read())
+            await self._link_all()
             await self.clock.read(self._time)
         except BaseException:
             await self.close()
             raise
+        self._feed.open()
         self._tasks = [
             asyncio.create_task(self.clock.keep(self._time), name="counterseal: read the clock"),
             asyncio.create_task(self._follow(), name="counterseal: follow the topology"),
         ]
 
     async def close(self) -> None:
-        tasks, self._tasks = self._tasks, []
+        self._open = False
+        tasks: list[asyncio.Task[Any]] = [*self._tasks, *self._opening.values()]
+        self._tasks = []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -137,6 +149,8 @@ class ClusterStore(Store):
 
         await asyncio.gather(*(run(link, positions) for link, positions in groups.items()))
         for position, reply in enumerate(replies):
+            if isinstance(reply, CommandError) and reply.kind in _NOT_NOW:
+                await self._redirected(reply)
             if isinstance(reply, CommandError) and reply.kind in _REDIRECTIONS:
                 try:
                     replies[position] = await self.command(*commands[position])
@@ -151,14 +165,17 @@ class ClusterStore(Store):
         if len(slots) > 1:
             raise TransactionAborted("CROSSSLOT Keys in request don't hash to the same slot")
         link = await self._serving(next(iter(slots), None))
+        asking = False
         for _ in range(MAX_REDIRECTIONS):
             try:
-                return await link.send_transaction(commands)
+                if not asking:
+                    return await link.send_transaction(commands)
+                return executed((await link.send_many([("ASKING",), ("MULTI",), *commands, ("EXEC",)]))[1:])
             except TransactionAborted as aborted:
                 cause = CommandError(str(aborted))
-                if cause.kind != "MOVED":
+                if cause.kind not in (*_REDIRECTIONS, *_NOT_NOW):
                     raise
-                link, _ = await self._redirected(cause)
+                link, asking = await self._redirected(cause)
             except StoreUnavailable:
                 self._stale.set()
                 raise
@@ -173,12 +190,18 @@ class ClusterStore(Store):
 
     async def block(self, *arguments: Argument, timeout: timedelta) -> Reply:
         link = await self._serving(slot_of(arguments))
+        asking = False
         for _ in range(MAX_REDIRECTIONS):
             connection = await link.dedicated(timeout)
             try:
+                if asking:
+                    await connection.send(("ASKING",))
                 return await connection.send(arguments)
             except CommandError as error:
-                link, _ = await self._redirected(error)
+                link, asking = await self._redirected(error)
+            except StoreUnavailable:
+                self._stale.set()
+                raise
             finally:
                 connection.abort("the blocking call is over")
         raise StoreUnavailable("the Cluster redirects in a circle")
@@ -191,7 +214,7 @@ class ClusterStore(Store):
 
     async def any_target(self) -> Target:
         """A primary that answers, else any primary."""
-        known = self._primaries()
+        known = self._primaries
         if not known:
             raise StoreUnavailable("no node of the Cluster is known")
         well = [place for place in known if (link := self._links.get(place)) is not None and link.available]
@@ -199,14 +222,17 @@ class ClusterStore(Store):
 
     # -- nodes ---------------------------------------------------------------------------------------------------
 
-    def _primaries(self) -> list[Place]:
-        return sorted({place for place in self._places if place is not None})
+    def _learn(self, places: list[Place | None]) -> None:
+        self._places = places
+        self._primaries = sorted({place for place in places if place is not None})
 
     async def _serving(self, slot: int | None) -> Link:
         """The link to the node of a slot, of any node for None."""
+        if not self._open:
+            raise StoreUnavailable("the store is not open")
         place = self._places[slot] if slot is not None and self._places else None
         if place is None:
-            known = self._primaries()
+            known = self._primaries
             if slot is not None or not known:
                 self._stale.set()
                 raise StoreUnavailable("nobody in the Cluster serves this key")
@@ -215,16 +241,36 @@ class ClusterStore(Store):
         return link if link is not None else await self._link(place)
 
     async def _link(self, place: Place) -> Link:
-        lock = self._opening.setdefault(place, asyncio.Lock())
-        async with lock:
-            link = self._links.get(place)
-            if link is None:
-                link = Link(
-                    FixedRoute(self._target(place)), self._options, counts=self.counts, needs_primary=False
-                )
-                await link.open()
-                self._links[place] = link
+        """The link to a node, made when there is none. Who asks at the same time waits for the same attempt."""
+        link = self._links.get(place)
+        if link is not None:
             return link
+        opening = self._opening.get(place)
+        if opening is None:
+            opening = asyncio.create_task(self._open_link(place), name="counterseal: open a node")
+            self._opening[place] = opening
+            opening.add_done_callback(lambda task: self._opened(place, task))
+        return await asyncio.shield(opening)
+
+    async def _open_link(self, place: Place) -> Link:
+        link = Link(FixedRoute(self._target(place)), self._options, counts=self.counts, needs_primary=False)
+        await link.open()
+        self._links[place] = link
+        return link
+
+    def _opened(self, place: Place, task: asyncio.Task[Link]) -> None:
+        del self._opening[place]
+        if not task.cancelled():
+            task.exception()  # seen, even when nobody waits for it any more
+
+    async def _link_all(self) -> None:
+        """Have a link to every primary. Raises the first failure, when all attempts have ended."""
+        outcomes = await asyncio.gather(
+            *(self._link(place) for place in self._primaries), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     def _target(self, place: Place) -> Target:
         host, port = place
@@ -239,26 +285,34 @@ class ClusterStore(Store):
             raise error
         _, slot, where = str(error).split(" ")[:3]
         host, _, port = where.rpartition(":")
-        place = (host.strip("[]") or self._primaries()[0][0], int(port))
+        place = (host.strip("[]") or self._primaries[0][0], int(port))
         if error.kind == "MOVED":
             self._places[int(slot)] = place
+            if place not in self._primaries:
+                self._primaries = sorted([*self._primaries, place])
             self._stale.set()
         return await self._link(place), error.kind == "ASK"
 
     async def _follow(self) -> None:
         """Read the topology again when something shows that it changed, at most ten times a second."""
         while True:
-            await self._stale.wait()
+            try:
+                async with asyncio.timeout(_LOOK_EVERY):
+                    await self._stale.wait()
+            except TimeoutError:
+                if self.available:
+                    continue
             await asyncio.sleep(0.1)
             self._stale.clear()
             try:
-                self._places = await self._topology.read()
-                current = set(self._primaries())
-                gone = [place for place in self._links if place not in current]
-                for place in gone:
+                self._learn(await self._topology.read())
+                for place in set(self._links) - set(self._primaries):
                     await self._links.pop(place).close()
-                await asyncio.gather(*(self._link(place) for place in current))
+                await self._link_all()
             except CountersealError:
+                self._stale.set()
+            except Exception:
+                logger.exception("the topology of the Cluster could not be followed")
                 self._stale.set()
 
     async def _time(self) -> tuple[int, int]:

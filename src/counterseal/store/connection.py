@@ -155,12 +155,7 @@ class Connection(asyncio.Protocol):
     async def send_transaction(self, commands: Sequence[Command]) -> list[Reply]:
         """MULTI, the commands and EXEC in one write. Raises `TransactionAborted` with the first cause."""
         packed = [pack(("MULTI",)), *(pack(command) for command in commands), pack(("EXEC",))]
-        replies = await self._issue_many(packed)
-        done = replies[-1]
-        if isinstance(done, list):
-            return done
-        refused = next((reply for reply in replies[1:-1] if isinstance(reply, CommandError)), done)
-        raise TransactionAborted(str(refused))
+        return executed(await self._issue_many(packed))
 
     async def _issue_many(self, packed: list[bytes]) -> list[Reply]:
         if not packed:
@@ -407,6 +402,15 @@ class Connection(asyncio.Protocol):
                 turn.set_exception(StoreUnavailable(reason))
         self._waiting.clear()
         self._on_lost(self, reason)
+
+
+def executed(replies: Sequence[Reply]) -> list[Reply]:
+    """What a transaction answered, from the replies of MULTI to EXEC. Raises `TransactionAborted`."""
+    done = replies[-1]
+    if isinstance(done, list):
+        return done
+    refused = next((reply for reply in replies[1:-1] if isinstance(reply, CommandError)), done)
+    raise TransactionAborted(str(refused))
 
 
 def _future_of(entry: asyncio.Future[Reply] | _Collector) -> asyncio.Future[Any]:
