@@ -9,6 +9,7 @@
     │   ├── StoreUnavailable      Redis can't be reached, went away, or is refused by the breaker
     │   │   ├── StoreTimeout      no reply in time; whether the command ran is not known
     │   │   └── StoreBusy         too many bytes are under way; nothing was sent
+    │   ├── StoreUnauthorized     the service refused the token after it had accepted it
     │   ├── ReplyTooLarge         the reply is larger than `max_reply_bytes`
     │   ├── CommandError          the server answered this command with an error
     │   │   └── ScriptMissing     EVALSHA of a script that the server does not know (NOSCRIPT)
@@ -85,6 +86,12 @@ class StoreBusy(StoreUnavailable):
     """More bytes are under way than `max_inflight_bytes` allows, for longer than the time-out. Nothing was sent."""
 
     code = "store_busy"
+
+
+class StoreUnauthorized(StoreError):
+    """The Redis REST service refused the token. When it does so from the start, that is a `ConfigurationError`."""
+
+    code = "store_unauthorized"
 
 
 class ReplyTooLarge(StoreError):

@@ -14,12 +14,18 @@ from datetime import timedelta
 from pydantic import SecretStr
 
 from counterseal.core.clock import Clock
-from counterseal.core.errors import CommandError, ConfigurationError, ScriptMissing, TransactionAborted
+from counterseal.core.errors import (
+    CommandError,
+    ConfigurationError,
+    ScriptMissing,
+    StoreUnauthorized,
+    TransactionAborted,
+)
 from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
 from counterseal.store.breaker import Breaker, BreakerPolicy
 from counterseal.store.clock import StoreClock
 from counterseal.store.guard import PLAIN, check, check_queued
-from counterseal.store.rest_client import TIMEOUT, RestBounds, RestClient, Unauthorized
+from counterseal.store.rest_client import TIMEOUT, RestBounds, RestClient
 from counterseal.store.rest_feed import RestFeed
 from counterseal.store.rest_queue import MAX_COMMANDS, MAX_REQUEST_BYTES, RequestQueue
 from counterseal.store.rest_wire import decode_error, decode_item, decode_items, encode_row, path_form
@@ -79,7 +85,7 @@ class RestStore(Store):
             self._server = await self._read_info()
             # Only now, on a connection that stands: what it took to make it would be taken for half the way.
             await self.clock.read(self._time)
-        except Unauthorized as error:
+        except StoreUnauthorized as error:
             await self.close()
             raise ConfigurationError(
                 "UPSTASH_REDIS_REST_TOKEN: expected a token that the service accepts; it refused this one"

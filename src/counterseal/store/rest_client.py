@@ -12,7 +12,13 @@ from datetime import timedelta
 import httpx
 from pydantic import SecretStr
 
-from counterseal.core.errors import ReplyTooLarge, StoreError, StoreTimeout, StoreUnavailable
+from counterseal.core.errors import (
+    ReplyTooLarge,
+    StoreError,
+    StoreTimeout,
+    StoreUnauthorized,
+    StoreUnavailable,
+)
 from counterseal.store.base import StoreCounts
 from counterseal.store.rest_wire import decode_error
 
@@ -36,12 +42,6 @@ class RestBounds:
     max_reply_bytes: int = 64 * 2**20
     max_inflight_bytes: int = 64 * 2**20
     max_requests: int = 32
-
-
-class Unauthorized(StoreError):
-    """The service refused the token."""
-
-    code = "store_unauthorized"
 
 
 class RestClient:
@@ -86,7 +86,7 @@ class RestClient:
     async def post(self, target: str, body: bytes, *, answered: frozenset[int]) -> tuple[int, bytes]:
         """Post to a path below the base URL: the status, one of `answered`, and the body.
 
-        Raises `Unauthorized`, `StoreTimeout`, `ReplyTooLarge`, and `StoreUnavailable` for any other outcome.
+        Raises `StoreUnauthorized`, `StoreTimeout`, `ReplyTooLarge`, and `StoreUnavailable` for any other outcome.
         """
         self._counts.batches += 1
         self._counts.bytes_out += len(body)
@@ -168,7 +168,7 @@ class RestClient:
 
     def _check(self, status: int, body: bytes, answered: frozenset[int]) -> None:
         if status == 401:
-            raise Unauthorized("the Redis REST service refused the token")
+            raise StoreUnauthorized("the Redis REST service refused the token")
         if status not in answered or (status != 200 and decode_error(body) is None):
             raise StoreUnavailable(f"the Redis REST service answered with status {status}")
 
