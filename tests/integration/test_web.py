@@ -151,12 +151,19 @@ async def test_the_redis_rest_server_does_not_see_what_counterseal_keeps(
         assert await site.seal.cache.documents.get("7") == {"title": "Lease"}
 
 
-async def test_every_link_of_the_page_leads_somewhere(site: Site) -> None:
-    page = await site.client.get("/")
-    links = set(re.findall(r'(?:href)="([^"]+)"', page.text))
-    assert len(links) > 5
-    for link in links:
-        assert (await site.client.get(link)).status_code == 200, link
+@pytest.mark.parametrize("base", ["", "/below"])
+async def test_every_link_of_the_page_leads_somewhere(site: Site, base: str) -> None:
+    outer = FastAPI()
+    outer.mount(base, site.app)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(outer), base_url="http://counterseal"
+    ) as client:
+        page = await client.get(f"{base}/")
+        links = set(re.findall(r'href="([^"]+)"', page.text))
+        assert len(links) > 5
+        for link in links:
+            assert link.startswith(f"{base}/")
+            assert (await client.get(link)).status_code == 200, link
 
 
 async def test_the_page_has_no_script_no_inline_style_and_says_its_language(site: Site) -> None:

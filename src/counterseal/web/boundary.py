@@ -78,7 +78,7 @@ class Boundary:
         return path if isinstance(path, str) else self._mount(scope) or UNMATCHED
 
     def _mount(self, scope: Scope) -> str | None:
-        asked: str = scope["path"]
+        asked: str = scope["path"].removeprefix(scope.get("root_path", ""))
         return next(
             (mount for mount in self._mounts if asked == mount or asked.startswith(f"{mount}/")), None
         )

@@ -9,7 +9,7 @@ from importlib.resources import files
 from string import Template
 from typing import Final
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse
 
 from counterseal.app import Counterseal
@@ -31,15 +31,19 @@ def install_page(app: FastAPI, seal: Counterseal, *, has_rest: bool) -> None:
     template = Template(files("counterseal.web").joinpath("templates", "root.html").read_text("utf-8"))
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def root() -> HTMLResponse:
+    async def root(request: Request) -> HTMLResponse:
         report = await seal.health.check()
-        return HTMLResponse(
-            render_page(template, report, has_rest=has_rest), headers={"Cache-Control": "no-store"}
-        )
+        base: str = request.scope.get("root_path", "")
+        page = render_page(template, report, base=base, has_rest=has_rest)
+        return HTMLResponse(page, headers={"Cache-Control": "no-store"})
 
 
-def render_page(template: Template, report: HealthReport, *, has_rest: bool) -> str:
-    """The HTML of the page. Everything that comes from a service is escaped."""
+def render_page(template: Template, report: HealthReport, *, base: str, has_rest: bool) -> str:
+    """The HTML of the page; `base` is the path below which the application is mounted.
+
+    Everything that comes from a service or a request is escaped.
+    """
+    base = escape(base)
     body = report.body
     services = body["services"] if isinstance(body["services"], dict) else {}
     rows = [
@@ -48,12 +52,13 @@ def render_page(template: Template, report: HealthReport, *, has_rest: bool) -> 
         if isinstance(service := services.get(name), dict)
     ]
     addresses = [
-        _row(f'<th scope="row"><a href="{address}">{address}</a></th>', escape(text))
+        _row(f'<th scope="row"><a href="{base}{address}">{base}{address}</a></th>', escape(text))
         for address, text in _ADDRESSES
     ]
     if has_rest:
-        addresses.append(_row('<th scope="row">/redis</th>', "Redis over REST, for Upstash's clients"))
+        addresses.append(_row(f'<th scope="row">{base}/redis</th>', "Redis over REST, for Upstash's clients"))
     return template.substitute(
+        base=base,
         status="healthy" if report.healthy else "unhealthy",
         version=escape(version("counterseal")),
         services="\n".join(rows),

@@ -1,0 +1,39 @@
+"""The services in one process, with nothing configured: `python examples/quickstart.py`.
+
+It starts a Valkey of its own, keeps its data in ./.counterseal, and ends the Valkey when it ends.
+"""
+
+import asyncio
+
+from counterseal import Counterseal, Task
+
+
+async def main() -> None:
+    sent = asyncio.Event()
+
+    async def send_mail(task: Task) -> None:
+        print(f"worker: mail to {task.payload}, attempt {task.attempt}")
+        sent.set()
+
+    async with Counterseal.open() as seal:
+        await seal.cache.user_profiles.set("ada", {"name": "Ada Lovelace"})
+        print("cache:", await seal.cache.user_profiles.get("ada"))
+        await seal.cache.user_profiles.invalidate("ada")
+        print("cache, after invalidate:", await seal.cache.user_profiles.get("ada"))
+
+        async with seal.worker({"email": send_mail}):
+            job_id = await seal.jobs.enqueue("email", {"to": "ada@example.com"})
+            await sent.wait()
+        # A worker that is left finishes the jobs that it has begun.
+        job = await seal.jobs.get(job_id)
+        print("job:", job.state if job else "gone")
+
+        await seal.analytics.track_document_view("request-1", "ada", "example.com")
+        print("analytics:", await seal.analytics.today())
+
+        report = await seal.health.check()
+        print("healthy:", report.healthy)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

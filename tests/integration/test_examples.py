@@ -1,0 +1,56 @@
+"""The examples run as they stand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from support.program import environment
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_the_quickstart_shows_every_service_at_work(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, EXAMPLES / "quickstart.py"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines() == [
+        "cache: {'name': 'Ada Lovelace'}",
+        "cache, after invalidate: None",
+        "worker: mail to {'to': 'ada@example.com'}, attempt 1",
+        "job: completed",
+        "analytics: Today(views=1, signatures=0, requests=1, users=1)",
+        "healthy: True",
+    ]
+
+
+ASK = """
+from fastapi.testclient import TestClient
+from own_application import app
+with TestClient(app) as client:
+    assert client.get("/profiles/ada").status_code == 404
+    assert client.put("/profiles/ada", params={"name": "Ada"}).status_code == 200
+    assert client.get("/profiles/ada").json() == {"name": "Ada"}
+    assert client.get("/counterseal/api/health/redis").json()["status"] == "healthy"
+"""
+
+
+def test_an_application_of_ones_own_has_the_services_and_their_health(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ASK],
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(EXAMPLES)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
