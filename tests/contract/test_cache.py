@@ -95,7 +95,7 @@ async def test_clearing_a_kind_forgets_its_values_and_no_others(cache: Cache) ->
     await cache.documents.set("1", {"v": 1})
     await cache.documents.set("2", {"v": 2})
     await cache.user_profiles.set("1", {"v": 3})
-    await cache.clear("documents")
+    await cache.clear("document")
     assert await cache.documents.get("1") is None
     assert await cache.documents.get("2") is None
     assert await cache.user_profiles.get("1") == {"v": 3}
@@ -114,7 +114,7 @@ async def test_clearing_everything_forgets_every_kind_also_the_applications_own(
 async def test_a_cleared_value_stays_away_when_its_generation_is_lost(cache: Cache, store: Store) -> None:
     await cache.documents.set("1", {"v": 1})
     await cache.documents.clear()
-    await store.command("DEL", KEYS.cache_generation("documents"))
+    await store.command("DEL", KEYS.cache_generation("document"))
     assert await cache.documents.get("1") is None
     await cache.documents.set("2", {"v": 2})
     assert await cache.documents.get("1") is None
@@ -140,13 +140,13 @@ async def test_a_read_is_one_turn_and_a_clear_does_not_depend_on_how_much_there_
         await cache.documents.get("1")
         assert store.counts.batches - before == 1
         before = store.counts.commands
-        await cache.clear("documents")
+        await cache.clear("document")
         assert store.counts.commands - before == 1
 
 
 async def test_what_can_not_be_read_is_an_error_that_names_the_key(cache: Cache, store: Store) -> None:
     await cache.documents.set("d", PROFILE)
-    key = KEYS.cache_value("documents", "d")
+    key = KEYS.cache_value("document", "d")
     for data, reason in [
         (b"[object Object]", "schema version"),
         (b"9:[]", "schema version 9"),
@@ -172,8 +172,8 @@ async def test_a_value_that_is_no_json_object_is_refused_before_anything_is_writ
         with pytest.raises(CodecError) as fault:
             await cache.documents.set("d", value)  # type: ignore[arg-type]
         assert fault.value.path == path
-    assert await store.command("EXISTS", KEYS.cache_value("documents", "d")) == 0
-    assert await store.command("EXISTS", KEYS.cache_generation("documents")) == 0
+    assert await store.command("EXISTS", KEYS.cache_value("document", "d")) == 0
+    assert await store.command("EXISTS", KEYS.cache_generation("document")) == 0
 
 
 async def test_a_totp_configuration_never_holds_a_secret(cache: Cache) -> None:
@@ -186,30 +186,30 @@ async def test_a_totp_configuration_never_holds_a_secret(cache: Cache) -> None:
 
 
 async def test_an_unknown_kind_is_named_with_the_known_ones(cache: Cache) -> None:
-    with pytest.raises(UnknownName, match="documents, domain_settings"):
-        cache.kind("documets")
+    with pytest.raises(UnknownName, match="document, domain_settings"):
+        cache.kind("documet")
     with pytest.raises(UnknownName):
-        await cache.clear("documets")
+        await cache.clear("documet")
 
 
 async def test_lifetimes_come_from_the_settings(valkey: Server) -> None:
     async with store_on(valkey) as store:
-        cache = Cache(store, keys=KEYS, ttls={"documents": timedelta(seconds=2)})
+        cache = Cache(store, keys=KEYS, ttls={"document": timedelta(seconds=2)})
         await cache.documents.set("d", PROFILE)
         travel(store, timedelta(seconds=3))
         assert await cache.documents.get("d") is None
-        faulty = {"documets": timedelta(1), "documents": timedelta(days=8)}
+        faulty = {"documet": timedelta(1), "document": timedelta(days=8)}
         with pytest.raises(ConfigurationError) as fault:
             Cache(store, keys=KEYS, ttls=faulty)
-    assert "COUNTERSEAL_CACHE_TTL_DOCUMETS: no cache kind has this name; the kinds are documents" in str(
+    assert "COUNTERSEAL_CACHE_TTL_DOCUMET: no cache kind has this name; the kinds are document" in str(
         fault.value
     )
-    assert "COUNTERSEAL_CACHE_TTL_DOCUMENTS: expected a duration from 1ms to 7d" in str(fault.value)
+    assert "COUNTERSEAL_CACHE_TTL_DOCUMENT: expected a duration from 1ms to 7d" in str(fault.value)
 
 
 async def test_a_kind_that_is_declared_twice_is_refused(valkey: Server) -> None:
-    with pytest.raises(ConfigurationError, match="documents is declared twice"):
-        Cache(native_store(valkey), keys=KEYS, kinds=[Kind("documents", timedelta(1))])
+    with pytest.raises(ConfigurationError, match="document is declared twice"):
+        Cache(native_store(valkey), keys=KEYS, kinds=[Kind("document", timedelta(1))])
 
 
 async def test_a_probe_of_a_sound_cache_finds_all_three_true_and_leaves_no_value(

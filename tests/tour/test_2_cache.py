@@ -25,7 +25,7 @@ async def test_clearing_costs_the_same_however_much_there_is(seal: Counterseal) 
     for number in range(100):
         await seal.cache.documents.set(str(number), {"number": number})
 
-    await seal.cache.clear("documents")  # or clear() for every kind
+    await seal.cache.clear("document")  # or clear() for every kind
 
     assert await seal.cache.documents.get("7") is None
 

@@ -48,10 +48,10 @@ class Kind:
                 self._check_members(item, f"{path}[{index}]")
 
 
-USER_PROFILES: Final = Kind("user_profiles", timedelta(minutes=15))
-DOCUMENTS: Final = Kind("documents", timedelta(minutes=5))
+USER_PROFILES: Final = Kind("user_profile", timedelta(minutes=15))
+DOCUMENTS: Final = Kind("document", timedelta(minutes=5))
 TOTP_CONFIGS: Final = Kind(
-    "totp_configs", timedelta(minutes=30), frozenset({"secret", "backup_codes", "last_step"})
+    "totp_config", timedelta(minutes=30), frozenset({"secret", "backup_codes", "last_step"})
 )
 DOMAIN_SETTINGS: Final = Kind("domain_settings", timedelta(hours=1))
 NOTIFICATION_PREFERENCES: Final = Kind("notification_preferences", timedelta(hours=1))

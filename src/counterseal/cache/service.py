@@ -165,17 +165,17 @@ class Cache:
     @property
     def user_profiles(self) -> KindCache:
         """User profiles by user id, 15 min."""
-        return self._kinds["user_profiles"]
+        return self._kinds["user_profile"]
 
     @property
     def documents(self) -> KindCache:
         """Metadata of documents by document id, 5 min."""
-        return self._kinds["documents"]
+        return self._kinds["document"]
 
     @property
     def totp_configs(self) -> KindCache:
         """TOTP configurations by user id, 30 min; never a secret, a backup code or the last step."""
-        return self._kinds["totp_configs"]
+        return self._kinds["totp_config"]
 
     @property
     def domain_settings(self) -> KindCache:

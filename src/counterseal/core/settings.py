@@ -142,70 +142,74 @@ class _Group(BaseModel):
 class RedisSettings(_Group):
     """The connection to Redis: a URL, else the Upstash pair, else the embedded server."""
 
-    url: RedisUrl | None = Field(None, validation_alias="REDIS_URL")
-    upstash_url: HttpUrl | None = Field(None, validation_alias="UPSTASH_REDIS_REST_URL")
-    upstash_token: SecretStr | None = Field(None, validation_alias="UPSTASH_REDIS_REST_TOKEN")
-    connect_timeout: Duration | None = Field(None, validation_alias="COUNTERSEAL_CONNECT_TIMEOUT")
-    command_timeout: Duration | None = Field(None, validation_alias="COUNTERSEAL_COMMAND_TIMEOUT")
-    rest_timeout: Duration = Field(timedelta(seconds=2), validation_alias="COUNTERSEAL_REST_TIMEOUT")
-    max_reply_bytes: int = Field(64 * 2**20, ge=2**16, validation_alias="COUNTERSEAL_MAX_REPLY_BYTES")
-    max_inflight_bytes: int = Field(64 * 2**20, ge=2**16, validation_alias="COUNTERSEAL_MAX_INFLIGHT_BYTES")
-    fsync: Fsync = Field(Fsync.EVERYSEC, validation_alias="COUNTERSEAL_FSYNC")
-    min_replicas: int = Field(0, ge=0, le=16, validation_alias="COUNTERSEAL_MIN_REPLICAS")
-    allow_embedded: bool = Field(False, validation_alias="COUNTERSEAL_ALLOW_EMBEDDED")  # noqa: FBT003
+    url: RedisUrl | None = Field(default=None, validation_alias="REDIS_URL")
+    upstash_url: HttpUrl | None = Field(default=None, validation_alias="UPSTASH_REDIS_REST_URL")
+    upstash_token: SecretStr | None = Field(default=None, validation_alias="UPSTASH_REDIS_REST_TOKEN")
+    connect_timeout: Duration | None = Field(default=None, validation_alias="COUNTERSEAL_CONNECT_TIMEOUT")
+    command_timeout: Duration | None = Field(default=None, validation_alias="COUNTERSEAL_COMMAND_TIMEOUT")
+    rest_timeout: Duration = Field(default=timedelta(seconds=2), validation_alias="COUNTERSEAL_REST_TIMEOUT")
+    max_reply_bytes: int = Field(default=64 * 2**20, ge=2**16, validation_alias="COUNTERSEAL_MAX_REPLY_BYTES")
+    max_inflight_bytes: int = Field(
+        default=64 * 2**20, ge=2**16, validation_alias="COUNTERSEAL_MAX_INFLIGHT_BYTES"
+    )
+    fsync: Fsync = Field(default=Fsync.EVERYSEC, validation_alias="COUNTERSEAL_FSYNC")
+    min_replicas: int = Field(default=0, ge=0, le=16, validation_alias="COUNTERSEAL_MIN_REPLICAS")
+    allow_embedded: bool = Field(default=False, validation_alias="COUNTERSEAL_ALLOW_EMBEDDED")
 
 
 class QStashSettings(_Group):
     """QStash as the carrier of jobs."""
 
-    url: HttpUrl | None = Field(None, validation_alias="QSTASH_URL")
-    token: SecretStr | None = Field(None, validation_alias="QSTASH_TOKEN")
-    current_signing_key: SecretStr | None = Field(None, validation_alias="QSTASH_CURRENT_SIGNING_KEY")
-    next_signing_key: SecretStr | None = Field(None, validation_alias="QSTASH_NEXT_SIGNING_KEY")
+    url: HttpUrl | None = Field(default=None, validation_alias="QSTASH_URL")
+    token: SecretStr | None = Field(default=None, validation_alias="QSTASH_TOKEN")
+    current_signing_key: SecretStr | None = Field(default=None, validation_alias="QSTASH_CURRENT_SIGNING_KEY")
+    next_signing_key: SecretStr | None = Field(default=None, validation_alias="QSTASH_NEXT_SIGNING_KEY")
 
 
 class DatabaseSettings(_Group):
     """The durable record: PostgreSQL, else SQLite in the data folder."""
 
-    url: DatabaseUrl | None = Field(None, validation_alias="DATABASE_URL")
+    url: DatabaseUrl | None = Field(default=None, validation_alias="DATABASE_URL")
 
 
 class MailSettings(_Group):
     """Outgoing mail: a server, else files in the outbox folder."""
 
-    smtp_url: SmtpUrl | None = Field(None, validation_alias="SMTP_URL")
+    smtp_url: SmtpUrl | None = Field(default=None, validation_alias="SMTP_URL")
 
 
 class JobsSettings(_Group):
     """How jobs travel."""
 
-    carrier: Literal["redis", "qstash"] = Field("redis", validation_alias="COUNTERSEAL_JOBS_CARRIER")
+    carrier: Literal["redis", "qstash"] = Field(default="redis", validation_alias="COUNTERSEAL_JOBS_CARRIER")
 
 
 class WebSettings(_Group):
     """The web server, its keys, and the wire-compatible Redis REST server."""
 
-    public_url: HttpUrl | None = Field(None, validation_alias="COUNTERSEAL_PUBLIC_URL")
-    url: HttpUrl = Field("http://127.0.0.1:8787", validation_alias="COUNTERSEAL_URL")
-    admin_key: AccessKey | None = Field(None, validation_alias="COUNTERSEAL_ADMIN_KEY")
-    grace: Duration = Field(timedelta(seconds=10), validation_alias="COUNTERSEAL_GRACE")
-    rest_token: AccessKey | None = Field(None, validation_alias="COUNTERSEAL_REST_TOKEN")
-    rest_database: int | None = Field(None, ge=0, le=15, validation_alias="COUNTERSEAL_REST_DATABASE")
+    public_url: HttpUrl | None = Field(default=None, validation_alias="COUNTERSEAL_PUBLIC_URL")
+    url: HttpUrl = Field(default="http://127.0.0.1:8787", validation_alias="COUNTERSEAL_URL")
+    admin_key: AccessKey | None = Field(default=None, validation_alias="COUNTERSEAL_ADMIN_KEY")
+    grace: Duration = Field(default=timedelta(seconds=10), validation_alias="COUNTERSEAL_GRACE")
+    rest_token: AccessKey | None = Field(default=None, validation_alias="COUNTERSEAL_REST_TOKEN")
+    rest_database: int | None = Field(default=None, ge=0, le=15, validation_alias="COUNTERSEAL_REST_DATABASE")
 
 
 class Settings(_Group):
     """The whole configuration. `Settings.load()` reads it; a program may also build one by hand, group by group."""
 
-    environment: Environment = Field(Environment.DEVELOPMENT, validation_alias="COUNTERSEAL_ENV")
-    data_dir: Path = Field(Path(".counterseal"), validation_alias="COUNTERSEAL_DATA_DIR")
-    namespace: str = Field("cs", pattern=r"^[A-Za-z0-9_.-]{1,32}$", validation_alias="COUNTERSEAL_NAMESPACE")
-    secret_keys: Annotated[SecretStr, AfterValidator(_keys)] | None = Field(
-        None, validation_alias="COUNTERSEAL_SECRET_KEYS"
+    environment: Environment = Field(default=Environment.DEVELOPMENT, validation_alias="COUNTERSEAL_ENV")
+    data_dir: Path = Field(default=Path(".counterseal"), validation_alias="COUNTERSEAL_DATA_DIR")
+    namespace: str = Field(
+        default="cs", pattern=r"^[A-Za-z0-9_.-]{1,32}$", validation_alias="COUNTERSEAL_NAMESPACE"
     )
-    processes: int = Field(1, ge=1, le=1024, validation_alias="COUNTERSEAL_PROCESSES")
-    tsa_url: HttpUrl | None = Field(None, validation_alias="COUNTERSEAL_TSA_URL")
+    secret_keys: Annotated[SecretStr, AfterValidator(_keys)] | None = Field(
+        default=None, validation_alias="COUNTERSEAL_SECRET_KEYS"
+    )
+    processes: int = Field(default=1, ge=1, le=1024, validation_alias="COUNTERSEAL_PROCESSES")
+    tsa_url: HttpUrl | None = Field(default=None, validation_alias="COUNTERSEAL_TSA_URL")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", validation_alias="COUNTERSEAL_LOG_LEVEL"
+        default="info", validation_alias="COUNTERSEAL_LOG_LEVEL"
     )
     cache_ttl: Mapping[str, Duration] = Field(default_factory=dict[str, timedelta])
 
@@ -236,7 +240,9 @@ class Settings(_Group):
         faults: list[str] = list(_unknown(given, cls.names()))
         groups: dict[str, Any] = {}
         for name, group in cls.GROUPS.items():
-            _collect(faults, lambda name=name, group=group: groups.update({name: group(**_fields(group, given))}))
+            _collect(
+                faults, lambda name=name, group=group: groups.update({name: group(**_fields(group, given))})
+            )
         chosen: dict[str, Any] = {"cache_ttl": _cache_ttls(given), **_fields(cls, given)}
         chosen.update({name: value for name, value in overrides.items() if value is not None})
         made: list[Self] = []
@@ -264,7 +270,8 @@ class Settings(_Group):
             faults.append(f"{absent}: expected together with {present}, which is set; it is missing")
         if self.environment is Environment.PRODUCTION and self.secret_keys is None:
             faults.append(
-                "COUNTERSEAL_SECRET_KEYS: expected kid:base64 with a key of at least 32 bytes in production; it is missing"
+                "COUNTERSEAL_SECRET_KEYS: expected kid:base64 in production, with a key of at least 32 bytes;"
+                " it is missing"
             )
         if self.jobs.carrier == "qstash":
             needed = {
@@ -328,7 +335,9 @@ def _collect(faults: list[str], build: Callable[[], object]) -> None:
 
 def _sentence(fault: ErrorDetails) -> str:
     place = [str(part) for part in fault["loc"]]
-    name = f"{CACHE_TTL_PREFIX}{place[1].upper()}" if place[:1] == ["cache_ttl"] and len(place) > 1 else place[0]
+    name = (
+        f"{CACHE_TTL_PREFIX}{place[1].upper()}" if place[:1] == ["cache_ttl"] and len(place) > 1 else place[0]
+    )
     expected = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     return f"{name}: {expected}; came: {_shape(fault['input'])}"
 
