@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,23 @@ with TestClient(app) as client:
     assert client.get("/profiles/ada").json() == {"name": "Ada"}
     assert client.get("/counterseal/api/health/redis").json()["status"] == "healthy"
 """
+
+
+def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("{'name': 'Ada Lovelace'}\nJob(")
+    assert ended.stdout.endswith("Today(views=1, signatures=0, requests=1, users=1)\n")
 
 
 def test_an_application_of_ones_own_has_the_services_and_their_health(tmp_path: Path) -> None:
