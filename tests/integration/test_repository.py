@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from counterseal.cache.kind import KINDS
 from counterseal.core.settings import CACHE_TTL_PREFIX, Settings
 from support.program import environment
 
@@ -32,6 +33,11 @@ def documents() -> list[Path]:
 def test_the_example_names_every_setting_and_nothing_else() -> None:
     named = {name for name in examples() if not name.startswith(CACHE_TTL_PREFIX)}
     assert named == set(Settings.names())
+
+
+def test_the_example_names_every_cache_kind_with_its_lifetime() -> None:
+    given = {name: value for name, value in examples().items() if name.startswith(CACHE_TTL_PREFIX)}
+    assert Settings.load(given).cache_ttl == {kind.name: kind.ttl for kind in KINDS}
 
 
 def test_every_value_of_the_example_is_accepted() -> None:
