@@ -66,11 +66,11 @@ class Breaker:
 
     def close(self) -> None:
         """The target answers: allow calls again and forget the failures."""
-        self.refusing = False
+        was_open, self.refusing = self.refusing, False
         self._failures.clear()
         self._wait = self.policy.first_wait
         self._open.clear()
-        if self._on_change is not None:
+        if was_open and self._on_change is not None:
             self._on_change()
 
     def next_wait(self) -> timedelta:

@@ -77,7 +77,7 @@ class Link:
         self.route = route
         self.options = options or LinkOptions()
         self.counts = counts or StoreCounts()
-        self.breaker = Breaker(self.options.breaker, on_change=self._rewire)
+        self.breaker = Breaker(self.options.breaker, on_change=self._on_breaker)
         self.server = ServerInfo("", (), "")
         self._needs_primary = needs_primary
         self._connection: Connection | None = None
@@ -184,6 +184,7 @@ class Link:
                 continue
             self.counts.reconnects += 1
             self.breaker.close()
+            logger.info("Redis is connected again")
 
     async def _connect(self) -> None:
         target = await self.route.resolve()
@@ -291,6 +292,14 @@ class Link:
         self._reason = reason
         self.counts.failures += 1
         self._lost.set()
+        logger.warning("Redis is not available: %s", reason)
+
+    def _on_breaker(self) -> None:
+        self._rewire()
+        if self.breaker.refusing:
+            logger.warning("Redis does not answer in time: calls are refused until it does")
+        else:
+            logger.info("Redis answers again: calls are let through")
 
     def _on_timeout(self) -> None:
         self.breaker.failed()
