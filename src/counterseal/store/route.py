@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+import asyncio
+from typing import Any, Protocol, cast
 
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-from counterseal.core.errors import StoreUnavailable
+from counterseal.core.errors import ConfigurationError, CountersealError, StoreUnavailable
 from counterseal.store.embedded import EmbeddedServer
 from counterseal.store.target import RedisAddress, Target
 
@@ -23,7 +24,7 @@ class Route(Protocol):
         ...
 
     async def resolve(self) -> Target:
-        """The server to connect to. Raises `StoreUnavailable` when nobody knows."""
+        """The server to connect to. Raises `StoreUnavailable` when nobody knows, `ConfigurationError` when none can."""
         ...
 
     async def close(self) -> None:
@@ -76,13 +77,15 @@ class SentinelRoute:
         self._address = address
         self._service = address.service or ""
         first = address.nodes[0]
-        options: dict[str, object] = {
+        options: dict[str, Any] = {
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "retry": Retry(NoBackoff(), 0),
             "username": first.username,
             "password": first.password.get_secret_value() if first.password else None,
         }
+        if first.tls is not None:
+            options |= {"ssl": True, **first.tls.options}
         self._sentinel = Sentinel([(node.host, node.port) for node in address.nodes], sentinel_kwargs=options)
 
     @property
@@ -93,8 +96,8 @@ class SentinelRoute:
     async def resolve(self) -> Target:
         try:
             host, port = cast("tuple[str, int]", await self._sentinel.discover_master(self._service))
-        except (MasterNotFoundError, RedisError, OSError) as error:
-            raise StoreUnavailable("no sentinel names a primary") from error
+        except (RedisError, OSError) as error:
+            raise await self._cause() from error
         template = self._address.template
         return Target(
             host=host,
@@ -108,3 +111,27 @@ class SentinelRoute:
     async def close(self) -> None:
         for sentinel in self._sentinel.sentinels:
             await sentinel.aclose()
+
+    async def _cause(self) -> CountersealError:
+        """Why no primary is named: one more question to every sentinel, all at once."""
+        answers = await asyncio.gather(
+            *(cast("Any", sentinel).sentinel_masters() for sentinel in self._sentinel.sentinels),
+            return_exceptions=True,
+        )
+        services = [cast("dict[str, object]", answer) for answer in answers if isinstance(answer, dict)]
+        if any(self._service in known for known in services):
+            return StoreUnavailable("the sentinels know of no primary that is up")
+        if services:
+            return ConfigurationError(
+                "REDIS_URL: expected after the addresses a service that the sentinels know; came: another name"
+            )
+        if any(isinstance(answer, AuthenticationError) for answer in answers):
+            came = "they refused it" if self._address.nodes[0].password else "none is given"
+            return ConfigurationError(
+                f"REDIS_URL: expected the sentinel_password that the sentinels accept; {came}"
+            )
+        if any(isinstance(answer, ResponseError) for answer in answers):
+            return ConfigurationError(
+                "REDIS_URL: expected the addresses of sentinels; came: a server that is none"
+            )
+        return StoreUnavailable("no sentinel can be reached")
