@@ -115,20 +115,7 @@ class ClusterStore(Store):
 
     async def command(self, *arguments: Argument) -> Reply:
         check(arguments)
-        slot = slot_of(arguments)
-        link = await self._serving(slot)
-        asking = False
-        for _ in range(MAX_REDIRECTIONS):
-            try:
-                if not asking:
-                    return await link.send(arguments)
-                return _raised((await link.send_many([("ASKING",), arguments]))[1])
-            except CommandError as error:
-                link, asking = await self._redirected(error)
-            except StoreUnavailable:
-                self._stale.set()
-                raise
-        raise StoreUnavailable("the Cluster redirects in a circle")
+        return await self._run(arguments, await self._serving(slot_of(arguments)))
 
     async def pipeline(self, commands: Sequence[Command]) -> list[Reply]:
         for command in commands:
@@ -149,11 +136,10 @@ class ClusterStore(Store):
 
         await asyncio.gather(*(run(link, positions) for link, positions in groups.items()))
         for position, reply in enumerate(replies):
-            if isinstance(reply, CommandError) and reply.kind in _NOT_NOW:
-                await self._redirected(reply)
-            if isinstance(reply, CommandError) and reply.kind in _REDIRECTIONS:
+            if isinstance(reply, CommandError) and reply.kind in (*_REDIRECTIONS, *_NOT_NOW):
+                link, asking = await self._redirected(reply)
                 try:
-                    replies[position] = await self.command(*commands[position])
+                    replies[position] = await self._run(commands[position], link, asking=asking)
                 except CommandError as error:
                     replies[position] = error
         return replies
@@ -222,6 +208,20 @@ class ClusterStore(Store):
 
     # -- nodes ---------------------------------------------------------------------------------------------------
 
+    async def _run(self, command: Command, link: Link, *, asking: bool = False) -> Reply:
+        """Run one command on this node, or where it is redirected to."""
+        for _ in range(MAX_REDIRECTIONS):
+            try:
+                if not asking:
+                    return await link.send(tuple(command))
+                return _raised((await link.send_many([("ASKING",), command]))[1])
+            except CommandError as error:
+                link, asking = await self._redirected(error)
+            except StoreUnavailable:
+                self._stale.set()
+                raise
+        raise StoreUnavailable("the Cluster redirects in a circle")
+
     def _learn(self, places: list[Place | None]) -> None:
         self._places = places
         self._primaries = sorted({place for place in places if place is not None})
@@ -250,7 +250,10 @@ class ClusterStore(Store):
             opening = asyncio.create_task(self._open_link(place), name="counterseal: open a node")
             self._opening[place] = opening
             opening.add_done_callback(lambda task: self._opened(place, task))
-        return await asyncio.shield(opening)
+        await asyncio.wait({opening})
+        if opening.cancelled():
+            raise StoreUnavailable("the store is closed")
+        return opening.result()
 
     async def _open_link(self, place: Place) -> Link:
         link = Link(FixedRoute(self._target(place)), self._options, counts=self.counts, needs_primary=False)
