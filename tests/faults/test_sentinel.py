@@ -1,0 +1,263 @@
+"""Sentinel: the store finds the primary wherever it is now, and gives no wrong reply on the way."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+
+from counterseal.core.errors import ConfigurationError, StoreUnavailable
+from counterseal.core.settings import Settings
+from counterseal.store.base import Gap, Message, Store
+from counterseal.store.breaker import BreakerPolicy
+from counterseal.store.link import LinkOptions
+from counterseal.store.open import open_store
+from counterseal.store.route import SentinelRoute
+from counterseal.store.target import parse_redis_url
+from counterseal.store.valkey import NativeStore
+from support.relay import TlsRelay
+from support.sentinel import SERVICE, SentinelGroup
+from support.waiting import eventually
+
+TTL = ("PX", 60_000)
+OPTIONS = LinkOptions(
+    connect_timeout=timedelta(seconds=1),
+    command_timeout=timedelta(milliseconds=300),
+    breaker=BreakerPolicy(first_wait=timedelta(milliseconds=50), longest_wait=timedelta(milliseconds=200)),
+)
+
+
+@pytest.fixture
+async def store(sentinels: SentinelGroup) -> AsyncIterator[NativeStore]:
+    route = SentinelRoute(parse_redis_url(sentinels.url))
+    async with NativeStore(route, OPTIONS, kind="sentinel") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[SentinelGroup]:
+    """A group whose servers and sentinels want passwords, which differ."""
+    with SentinelGroup(
+        password=secrets.token_urlsafe(12), sentinel_password=secrets.token_urlsafe(12)
+    ) as group:
+        yield group
+
+
+def at(url: str) -> Store:
+    return open_store(Settings.load({"REDIS_URL": url}))
+
+
+class Load:
+    """Tasks that write and check values of their own, and count what failed."""
+
+    def __init__(self, store: Store, tasks: int = 20) -> None:
+        self.done = 0
+        self.failed = 0
+        self._store = store
+        self._stop = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._work(number)) for number in range(tasks)]
+
+    async def finish(self) -> None:
+        """Stop, and raise what a task has met besides `StoreUnavailable`."""
+        self._stop.set()
+        await asyncio.gather(*self._tasks)
+
+    async def goes_on(self, within: float = 10) -> None:
+        """Return when a good deal more is done."""
+        reached = self.done
+        await eventually(
+            lambda: self.done > reached + 200 or any(task.done() for task in self._tasks), within=within
+        )
+
+    async def _work(self, number: int) -> None:
+        key, turn = f"load {number}", 0
+        while not self._stop.is_set():
+            turn += 1
+            value = f"{number}:{turn}"
+            try:
+                await self._use(key, value)
+                self.done += 1
+            except StoreUnavailable:
+                self.failed += 1
+                await asyncio.sleep(0)
+
+    async def _use(self, key: str, value: str) -> None:
+        store, sent = self._store, value.encode()
+        assert await store.command("SET", key, value, *TTL) == b"OK"
+        assert await store.pipeline([("GET", key), ("ECHO", value)]) == [sent, sent]
+        assert await store.transaction([("GET", key), ("STRLEN", key)]) == [sent, len(sent)]
+
+
+@asynccontextmanager
+async def under_load(store: Store) -> AsyncIterator[Load]:
+    load = Load(store)
+    try:
+        await load.goes_on()
+        yield load
+    finally:
+        await load.finish()
+
+
+async def test_a_planned_failover_under_load_ends_at_the_new_primary(
+    sentinels: SentinelGroup, store: NativeStore
+):
+    former = sentinels.primary
+    async with under_load(store) as load:
+        new = await sentinels.failover()
+        await eventually(lambda: store.available)
+        await load.goes_on()
+        assert new is not former
+        await store.command("SET", "after", "failover", *TTL)
+        assert new.execute("GET", "after") == b"failover"
+
+
+async def test_a_killed_primary_under_load_is_replaced_by_its_replica(
+    sentinels: SentinelGroup, store: NativeStore
+):
+    async with under_load(store) as load:
+        former = sentinels.kill_primary()
+        new = await sentinels.wait_for_new_primary(former)
+        await eventually(lambda: store.available, within=10)
+        await load.goes_on()
+        assert load.failed > 0
+        await store.command("SET", "after", "death", *TTL)
+        assert new.execute("GET", "after") == b"death"
+
+
+async def test_a_frozen_primary_under_load_is_replaced_by_its_replica(
+    sentinels: SentinelGroup, store: NativeStore
+):
+    async with under_load(store) as load:
+        former = sentinels.primary
+        former.freeze()
+        new = await sentinels.wait_for_new_primary(former)
+        await eventually(lambda: store.available, within=10)
+        await load.goes_on()
+        assert load.failed > 0
+        await store.command("SET", "after", "frost", *TTL)
+        assert new.execute("GET", "after") == b"frost"
+    former.kill()  # thawed, it would wait for eight seconds to be made a replica
+
+
+async def test_a_store_that_nobody_uses_finds_the_new_primary_all_the_same(
+    sentinels: SentinelGroup, store: NativeStore
+):
+    await sentinels.wait_for_new_primary(sentinels.kill_primary())
+    await eventually(lambda: store.available, within=10)
+    assert await store.command("SET", "key", 1, *TTL) == b"OK"
+    assert sentinels.primary.execute("GET", "key") == b"1"
+
+
+async def test_a_subscriber_follows_the_primary_and_is_told_of_the_gap(
+    sentinels: SentinelGroup, store: NativeStore
+):
+    async with store.subscribe("channel") as messages:
+        await sentinels.wait_for_new_primary(sentinels.kill_primary())
+        async with asyncio.timeout(10):
+            assert await anext(messages) == Gap(("channel",))
+        await eventually(lambda: store.available)
+        await store.command("PUBLISH", "channel", "after")
+        async with asyncio.timeout(5):
+            assert await anext(messages) == Message("channel", b"after")
+
+
+async def test_one_sentinel_is_enough(sentinels: SentinelGroup):
+    for sentinel in sentinels.sentinels[:2]:
+        sentinel.kill()
+    async with at(sentinels.url) as store:
+        assert await store.command("ECHO", "x") == b"x"
+
+
+async def test_a_connection_outlives_the_sentinels_and_once_lost_waits_for_them(
+    sentinels: SentinelGroup, store: NativeStore
+):
+    primary = sentinels.primary
+    for sentinel in sentinels.sentinels:
+        sentinel.kill()
+    assert await store.command("ECHO", "x") == b"x"
+    primary.execute("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await eventually(lambda: not store.available)
+    with pytest.raises(StoreUnavailable):
+        await store.command("ECHO", "x")
+    await asyncio.to_thread(sentinels.heal)
+    await eventually(lambda: store.available)
+    assert await store.command("ECHO", "x") == b"x"
+
+
+async def test_without_a_sentinel_opening_says_so(sentinels: SentinelGroup):
+    for sentinel in sentinels.sentinels:
+        sentinel.kill()
+    with pytest.raises(StoreUnavailable, match=r"^no sentinel can be reached$"):
+        await at(sentinels.url).open()
+
+
+async def test_a_service_that_the_sentinels_do_not_know_is_named_as_a_fault_of_the_setting(
+    sentinels: SentinelGroup,
+):
+    with pytest.raises(ConfigurationError, match=r"^REDIS_URL: .* service"):
+        await at(sentinels.url.replace(SERVICE, "another")).open()
+
+
+async def test_a_primary_that_is_down_is_not_taken_for_a_wrong_service(sentinels: SentinelGroup):
+    sentinels.replica.kill()
+    sentinels.kill_primary()
+
+    async def refused() -> bool:
+        with pytest.raises(StoreUnavailable) as caught:
+            await at(sentinels.url).open()
+        return str(caught.value) == "the sentinels know of no primary that is up"
+
+    await eventually(refused, within=10)
+
+
+async def test_servers_that_are_no_sentinels_are_named_as_a_fault_of_the_setting(sentinels: SentinelGroup):
+    port = sentinels.primary.port
+    with pytest.raises(ConfigurationError, match=r"^REDIS_URL: .* came: a server that is none$"):
+        await at(f"redis+sentinel://127.0.0.1:{port}/{SERVICE}").open()
+
+
+async def test_sentinels_behind_tls_are_asked_over_tls(sentinels: SentinelGroup):
+    async with TlsRelay(sentinels.sentinels[0]) as relay:
+        url = f"rediss+sentinel://localhost:{relay.port}/{SERVICE}?ssl_ca_certs={relay.ca_file}"
+        route = SentinelRoute(parse_redis_url(url))
+        try:
+            assert (await route.resolve()).port == sentinels.primary.port
+        finally:
+            await route.close()
+
+
+async def test_sentinels_and_servers_may_want_different_passwords(locked: SentinelGroup):
+    async with at(locked.url) as store:
+        assert await store.command("SET", "key", 1, *TTL) == b"OK"
+        async with store.subscribe("channel") as messages:
+            await store.command("PUBLISH", "channel", "x")
+            assert await anext(messages) == Message("channel", b"x")
+        for shown in (store.description, repr(store), repr(vars(store))):
+            assert str(locked.password) not in shown
+            assert str(locked.sentinel_password) not in shown
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("none", "sentinel_password.* none is given"),
+        ("wrong", "sentinel_password.* refused"),
+        ("wrong for the servers", "user and password that the server accepts"),
+    ],
+)
+async def test_a_wrong_password_is_named_as_a_fault_of_the_setting(
+    locked: SentinelGroup, setting: str, words: str
+):
+    assert locked.password
+    assert locked.sentinel_password
+    url = {
+        "none": locked.url.partition("?")[0],
+        "wrong": locked.url.replace(locked.sentinel_password, "wrong-word"),
+        "wrong for the servers": locked.url.replace(f":{locked.password}@", ":wrong-word@"),
+    }[setting]
+    with pytest.raises(ConfigurationError, match=f"^REDIS_URL: .*{words}") as caught:
+        await at(url).open()
+    for secret in (locked.password, locked.sentinel_password, "wrong-word"):
+        assert secret not in str(caught.value)
