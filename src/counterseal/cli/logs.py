@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import structlog
 from pydantic import BaseModel, SecretStr
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from counterseal.core.settings import Environment, Settings
+from counterseal.core.settings import Environment, Settings, split_url
 
 _QUIET = ("uvicorn", "uvicorn.error", "asyncio", "httpx", "httpcore")
 """Loggers of libraries that are heard from `warning` on."""
@@ -76,7 +76,7 @@ def secrets_of(settings: BaseModel) -> frozenset[str]:
             text = value.get_secret_value()
             found.add(text)
             found.update(part.partition(":")[2] for part in text.split(",") if "://" not in text)
-            password = urlsplit(text).password if "://" in text else None
+            password = split_url(text).password if "://" in text else None
             if password:
                 found.update((password, unquote(password)))
     return frozenset(secret for secret in found if len(secret) >= _SHORTEST)

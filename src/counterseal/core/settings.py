@@ -18,7 +18,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -67,10 +67,22 @@ def _positive(value: timedelta) -> timedelta:
     return value
 
 
+def split_url(url: str) -> SplitResult:
+    """`urlsplit` for URLs that may name several hosts. Raises `ValueError` for what is no URL.
+
+    Recent releases of Python take brackets only around a single host, so the hosts are left out while it splits.
+    """
+    scheme, _, rest = url.partition("://")
+    hosts = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "," not in hosts:
+        return urlsplit(url)
+    return urlsplit(f"{scheme}://hosts{rest[len(hosts) :]}")._replace(netloc=hosts)
+
+
 def _check_url(value: str, schemes: tuple[str, ...], *, host_needed: bool = True) -> None:
     expected = f"expected a URL that begins with {', '.join(f'{scheme}://' for scheme in schemes)}"
     try:
-        parts = urlsplit(value)
+        parts = split_url(value)
         _ = None if "," in parts.netloc else parts.port
     except ValueError:
         raise ValueError(f"{expected}, with a port from 1 to 65535") from None

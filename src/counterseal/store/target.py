@@ -26,6 +26,7 @@ from redis.asyncio.connection import RedisSSLContext, parse_url
 from redis.exceptions import RedisError
 
 from counterseal.core.errors import ConfigurationError
+from counterseal.core.settings import split_url
 
 LOCAL_TIMEOUT = timedelta(milliseconds=50)
 REMOTE_CONNECT_TIMEOUT = timedelta(seconds=1)
@@ -92,7 +93,7 @@ class RedisAddress:
 
 def parse_redis_url(url: str) -> RedisAddress:
     """Understand a `REDIS_URL`. Raises `ConfigurationError` that names the setting and shows nothing of the URL."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     scheme, _, kind = parts.scheme.partition("+")
     kind = kind or "single"
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
