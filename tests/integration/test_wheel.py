@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support.program import Program, environment
+from support.program import Program
 
 ROOT = Path(__file__).parents[2]
-UV = Path(sys.executable).with_name("uv")
 
 
 @pytest.fixture(scope="module")
@@ -42,34 +42,28 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -
     assert "counterseal/web/static/style.css" in inside
 
 
+def installer(python: Path) -> list[str | Path]:
+    """pip, or uv where the environment of the tests was made by it."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip", "--quiet", "--python", str(python), "install"]
+    return [Path(sys.executable).with_name("uv"), "pip", "install", "--quiet", "--python", python]
+
+
+def run(*command: str | Path) -> None:
+    """Run a command with the index and the certificates of whoever runs the tests."""
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_the_installed_wheel_starts_and_is_healthy(wheel: Path, tmp_path: Path) -> None:
     place = tmp_path / "environment"
-    python = place / "bin" / "python"
-    # The index and the cache of whoever runs the tests; which versions are taken is fixed by the constraints.
-    settings = {name: value for name, value in os.environ.items() if name.startswith(("UV_", "SSL_", "XDG_"))}
-    for arguments in (
-        ["venv", "--quiet", "--python", sys.executable, str(place)],
-        [
-            "pip",
-            "install",
-            "--quiet",
-            "--python",
-            str(python),
-            "-c",
-            str(ROOT / "requirements.txt"),
-            str(wheel),
-        ],
-    ):
-        ended = subprocess.run(
-            [UV, "--no-config", *arguments],
-            cwd=tmp_path,
-            env=environment(settings),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr
+    constraints = tmp_path / "constraints.txt"
+    # Which versions are taken is fixed; that these are all that is needed is what the wheel itself says.
+    constraints.write_text(
+        "\n".join(re.findall(r"^[a-z0-9-]+==[^ ]+", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    )
+    run(sys.executable, "-m", "venv", "--without-pip", place)
+    run(*installer(place / "bin" / "python"), "-c", constraints, wheel)
     program = [str(place / "bin" / "counterseal")]
     with Program(["serve", "--port", "0", "--data-dir", "data"], folder=tmp_path, program=program) as running:
         answer = httpx.get(f"{running.url(60)}/api/health/redis", timeout=20)
