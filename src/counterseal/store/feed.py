@@ -2,13 +2,15 @@
 
 The connection is made for the first subscription and let go with the last. Each subscription has a bounded queue of its
 own: a slow reader is cut off and holds nobody up. A silent server is asked by PING every few seconds; a lost connection
-is replaced with full-jitter back-off, every channel is asked for again, and each subscription is told by a `Gap`.
+is replaced with full-jitter back-off, every channel is asked for again, and each subscription is told by a `Gap` once
+its channels are confirmed: what is published after the `Gap` arrives.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Protocol, cast
@@ -105,6 +107,55 @@ class Listening(Protocol):
         ...
 
 
+class _Session:
+    """One connection: how often it was asked for a channel without having confirmed, and whether it ever confirmed.
+
+    Commands are written one at a time, and none while the connection is closed: redis-py can't do two things at once.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._client = _client(target)
+        self._pubsub = cast("PubSub", self._client.pubsub())  # pyright: ignore[reportUnknownMemberType]
+        self._writing = asyncio.Lock()
+        self._closed = False
+        self.asked: Counter[str] = Counter()
+        self.well = False
+
+    def ask(self, channels: Sequence[str]) -> Awaitable[object]:
+        """Ask for channels. They count as asked for from the call on, before anything is sent."""
+        self.asked.update(channels)
+        return self._write(self._pubsub.subscribe, *channels)
+
+    def leave(self, channels: Sequence[str]) -> Awaitable[object]:
+        """Let channels go."""
+        return self._write(self._pubsub.unsubscribe, *channels)
+
+    def ping(self) -> Awaitable[object]:
+        """Have the server say something."""
+        return self._write(self._pubsub.ping)
+
+    def next(self, within: float) -> Awaitable[dict[str, Any] | None]:
+        """What arrives next; None when nothing does within so many seconds."""
+        return self._pubsub.get_message(timeout=within)
+
+    async def close(self) -> None:
+        """Let the connection go, after what is being written, if that does not take too long."""
+        self._closed = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER_WITHIN), self._writing:
+                pass
+        try:
+            await self._pubsub.aclose()
+        finally:
+            await self._client.aclose()
+
+    async def _write(self, command: Callable[..., Awaitable[object]], *channels: str) -> None:
+        async with self._writing:
+            if self._closed:
+                raise StoreUnavailable("the connection to Redis was lost")
+            await command(*channels)
+
+
 class Feed:
     """Pub/sub over the native protocol, by redis-py, on a connection of its own.
 
@@ -116,7 +167,8 @@ class Feed:
         self._route = route
         self._inboxes: dict[str, set[Inbox]] = {}
         self._confirmed: dict[str, asyncio.Future[bool]] = {}
-        self._pubsub: PubSub | None = None
+        self._missed: set[Inbox] = set()
+        self._session: _Session | None = None
         self._reader: asyncio.Task[None] | None = None
         self._open = False
 
@@ -137,6 +189,7 @@ class Feed:
 
     async def remove(self, inbox: Inbox) -> None:
         gone: list[str] = []
+        self._missed.discard(inbox)
         for channel in inbox.channels:
             listeners = self._inboxes.get(channel)
             if listeners is not None:
@@ -147,9 +200,9 @@ class Feed:
                     gone.append(channel)
         if not self._inboxes:
             await self._stop()
-        elif gone and self._pubsub is not None:
+        elif gone and self._session is not None:
             with suppress(StoreUnavailable):
-                await _apart(self._pubsub.unsubscribe(*gone))
+                await _apart(self._session.leave(gone))
 
     async def close(self) -> None:
         """End every subscription and the connection."""
@@ -157,7 +210,10 @@ class Feed:
         for inbox in self._all():
             inbox.end(StoreUnavailable("the store is closed"))
         self._inboxes.clear()
-        self._refuse_unconfirmed()
+        self._missed.clear()
+        for confirmed in self._confirmed.values():
+            if not confirmed.done():
+                confirmed.set_result(False)
         self._confirmed.clear()
         await self._stop()
 
@@ -174,8 +230,10 @@ class Feed:
         waiting = [self._confirmed[channel] for channel in inbox.channels]
         if self._reader is None:
             self._reader = asyncio.create_task(self._read(), name="counterseal: pub/sub")
-        elif self._pubsub is not None and new:
-            await _apart(self._pubsub.subscribe(*new))
+        elif self._session is not None and new:
+            # When this fails the connection is lost: the reader sees that too, and asks for them on the next.
+            with suppress(StoreUnavailable):
+                await _apart(self._session.ask(new))
         _, late = await asyncio.wait(waiting, timeout=2 * _ANSWER_WITHIN)
         if late:
             raise StoreUnavailable("Redis did not confirm the subscription in time")
@@ -184,7 +242,7 @@ class Feed:
 
     async def _stop(self) -> None:
         reader, self._reader = self._reader, None
-        self._pubsub = None
+        self._session = None
         while reader is not None and not reader.done():
             reader.cancel()  # again, because redis-py may swallow a cancellation that meets the end of a time-out
             await asyncio.wait({reader}, timeout=0.1)
@@ -192,81 +250,92 @@ class Feed:
     def _all(self) -> set[Inbox]:
         return {inbox for inboxes in self._inboxes.values() for inbox in inboxes}
 
-    def _refuse_unconfirmed(self) -> None:
-        for confirmed in self._confirmed.values():
-            if not confirmed.done():
-                confirmed.set_result(False)
-
     # -- the reader's task ---------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
         attempt = 0
-        lost = False
         while self._inboxes:
+            session: _Session | None = None
             try:
-                async with self._connected(lost=lost) as pubsub:
-                    attempt = 0
-                    lost = True
-                    await self._deliver(pubsub)
+                async with self._connected() as session:
+                    await self._deliver(session)
             except (RedisError, OSError, CountersealError):
-                self._refuse_unconfirmed()
+                if session is not None and session.well:
+                    attempt = 0
+                    self._note_loss()
+                else:
+                    self._refuse_waiting()
                 attempt += 1
                 await asyncio.sleep(full_jitter(attempt, first=FIRST_PAUSE_S, longest=LONGEST_PAUSE_S))
 
     @asynccontextmanager
-    async def _connected(self, *, lost: bool) -> AsyncGenerator[PubSub]:
-        """A connection that listens to every channel; who listened to a lost one is told of the gap."""
-        client = _client(await self._route.resolve())
-        pubsub = cast("PubSub", client.pubsub())  # pyright: ignore[reportUnknownMemberType]
+    async def _connected(self) -> AsyncGenerator[_Session]:
+        """A connection that was asked for every channel."""
+        session = _Session(await self._route.resolve())
         try:
             async with asyncio.timeout(_ANSWER_WITHIN):
-                asked = tuple(self._inboxes)
-                await pubsub.subscribe(*asked)
-                self._pubsub = pubsub
+                await session.ask(tuple(self._inboxes))
+                self._session = session
                 # Whoever came while this connected found no connection to ask on.
-                if late := [channel for channel in self._inboxes if channel not in asked]:
-                    await pubsub.subscribe(*late)
-            if lost:
-                self._tell_gap()
-            yield pubsub
+                if late := [channel for channel in self._inboxes if channel not in session.asked]:
+                    await session.ask(late)
+            yield session
         finally:
-            if self._pubsub is pubsub:
-                self._pubsub = None
-            with suppress(RedisError, OSError):
-                await pubsub.aclose()
-                await client.aclose()
+            if self._session is session:
+                self._session = None
+            with suppress(StoreUnavailable):
+                await _apart(session.close())
 
-    def _tell_gap(self) -> None:
-        """Tell those who were listening; who is only being added has missed nothing."""
+    def _note_loss(self) -> None:
+        """Who was listening has missed something. Every channel has to be confirmed anew."""
         for inbox in self._all():
             if all(self._confirmed[channel].done() for channel in inbox.channels):
-                inbox.put(Gap(inbox.channels))
+                self._missed.add(inbox)
+        loop = asyncio.get_running_loop()
+        for channel, confirmed in self._confirmed.items():
+            if confirmed.done():
+                self._confirmed[channel] = loop.create_future()
 
-    async def _deliver(self, pubsub: PubSub) -> None:
+    def _refuse_waiting(self) -> None:
+        """No connection could be made: refuse those who wait to be let in."""
+        loop = asyncio.get_running_loop()
+        for channel, confirmed in self._confirmed.items():
+            confirmed.set_result(False)
+            self._confirmed[channel] = loop.create_future()
+
+    async def _deliver(self, session: _Session) -> None:
         """Take what arrives until the connection is lost, or silent although it was asked."""
         asked = False
         while True:
-            item = await pubsub.get_message(timeout=_ANSWER_WITHIN if asked else _QUIET)
+            item = await session.next(_ANSWER_WITHIN if asked else _QUIET)
             if item is None:
                 if asked:
                     raise StoreUnavailable("Redis has been silent for too long")
-                await pubsub.ping()
-            else:
-                self._dispatch(item)
+                await session.ping()
+            elif item["type"] == "subscribe":
+                self._confirm(session, cast("bytes", item["channel"]).decode())
+            elif item["type"] == "message":
+                message = Message(cast("bytes", item["channel"]).decode(), cast("bytes", item["data"]))
+                for inbox in self._inboxes.get(message.channel, ()):
+                    inbox.put(message)
             asked = item is None
 
-    def _dispatch(self, item: dict[str, Any]) -> None:
-        if item["type"] not in ("message", "subscribe"):
+    def _confirm(self, session: _Session, channel: str) -> None:
+        """A channel is listened to. Let those in who wait for it; tell of the gap whoever has all channels back."""
+        if not session.asked[channel]:
+            # redis-py has replaced the connection by itself, and what was published in between is lost.
+            raise StoreUnavailable("the connection was replaced unseen")
+        session.well = True
+        session.asked[channel] -= 1
+        confirmed = self._confirmed.get(channel)
+        if session.asked[channel] or confirmed is None:
             return
-        channel = cast("bytes", item["channel"]).decode()
-        if item["type"] == "subscribe":
-            confirmed = self._confirmed.get(channel)
-            if confirmed is not None and not confirmed.done():
-                confirmed.set_result(True)
-            return
-        message = Message(channel, cast("bytes", item["data"]))
-        for inbox in self._inboxes.get(channel, ()):
-            inbox.put(message)
+        if not confirmed.done():
+            confirmed.set_result(True)
+        for inbox in tuple(self._missed):
+            if all(self._confirmed[name].done() for name in inbox.channels):
+                self._missed.discard(inbox)
+                inbox.put(Gap(inbox.channels))
 
 
 async def _apart(asking: Awaitable[object]) -> None:
@@ -279,6 +348,15 @@ async def _apart(asking: Awaitable[object]) -> None:
         raise StoreUnavailable("Redis can't be listened to") from error
 
 
+class _Once(Retry):
+    """No second try. redis-py's own would, even without retries, connect again before it tells of a failure."""
+
+    async def call_with_retry(
+        self, do: Callable[[], Awaitable[Any]], *rest: object, **options: object
+    ) -> Any:
+        return await do()
+
+
 def _client(target: Target) -> Redis:
     """A redis-py client for one connection, which neither retries nor waits for long."""
     options: dict[str, Any] = {
@@ -286,7 +364,7 @@ def _client(target: Target) -> Redis:
         "username": target.username,
         "password": target.password.get_secret_value() if target.password else None,
         "socket_connect_timeout": _ANSWER_WITHIN,
-        "retry": Retry(NoBackoff(), 0),
+        "retry": _Once(NoBackoff(), 0),
         "protocol": 2,
         "max_connections": 1,
     }
