@@ -73,11 +73,24 @@ def test_a_wrong_password_is_one_sentence_without_it(command: str, tmp_path: Pat
     assert len(refused(ended, "REDIS_URL: expected", "password")) == 1
 
 
-def test_a_server_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("REDIS_URL", "redis://:{secret}@127.0.0.1:{port}"),
+        ("UPSTASH_REDIS_REST_URL", "http://127.0.0.1:{port}"),
+        ("DATABASE_URL", "postgresql://user:{secret}@127.0.0.1:{port}/database"),
+    ],
+)
+def test_a_server_that_is_not_there_is_one_sentence_that_names_its_setting(
+    name: str, url: str, tmp_path: Path
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        url = f"redis://:{SECRET}@127.0.0.1:{taken.getsockname()[1]}"
-        assert len(refused(run_program("doctor", folder=tmp_path, settings={"REDIS_URL": url}))) == 1
+        settings = {name: url.format(secret=SECRET, port=taken.getsockname()[1])}
+        if name.startswith("UPSTASH"):
+            settings["UPSTASH_REDIS_REST_TOKEN"] = SECRET
+        ended = run_program("serve", "--port", "0", folder=tmp_path, settings=settings)
+        assert len(refused(ended, f"counterseal: {name}: ")) == 1
 
 
 def test_a_port_in_use_is_one_sentence_that_names_the_option(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from counterseal.cli.faults import naming_settings
 from counterseal.cli.logs import configure_logs
 from counterseal.core.clock import Clock, SystemClock
 from counterseal.core.errors import CommandError, StoreError
@@ -57,10 +58,10 @@ class Finding:
 def run_doctor(settings: Settings, *, as_json: bool) -> int:
     """Examine, print, and return the exit code: 1 when there is a fault, else 0.
 
-    Raises `ConfigurationError` or `StoreUnavailable` when the server can't be asked at all.
+    Raises `ConfigurationError` when the server can't be asked at all.
     """
     configure_logs(settings)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with naming_settings(settings), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         heading, findings = runner.run(_examine(settings))
     if as_json:
         print(json.dumps({"redis": heading, "checks": [asdict(finding) for finding in findings]}, indent=2))

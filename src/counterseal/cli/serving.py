@@ -22,6 +22,7 @@ import uvloop
 from starlette.types import ASGIApp
 
 from counterseal.app import Counterseal
+from counterseal.cli.faults import naming_settings
 from counterseal.cli.logs import configure_logs
 from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import Environment, Settings
@@ -78,7 +79,7 @@ def run_server(settings: Settings, *, host: str, port: int) -> None:
     configure_logs(settings)
     listener = listen(host, port)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with naming_settings(settings), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, listener))
     finally:
         listener.close()
