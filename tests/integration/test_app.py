@@ -130,7 +130,7 @@ async def test_settings_come_from_the_environment_when_none_are_given(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REDIS_URL", valkey.url)
     monkeypatch.setenv("COUNTERSEAL_NAMESPACE", "mine")
-    monkeypatch.setenv("COUNTERSEAL_CACHE_TTL_DOCUMENTS", "7s")
+    monkeypatch.setenv("COUNTERSEAL_CACHE_TTL_DOCUMENT", "7s")
     monkeypatch.setenv("COUNTERSEAL_COMMAND_TIMEOUT", "5s")
     async with Counterseal.open() as seal:
         assert seal.cache.documents.kind.ttl == timedelta(seconds=7)

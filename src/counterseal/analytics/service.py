@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from counterseal.analytics.scripts import count, time_call
-from counterseal.core.errors import CodecError, CommandError
+from counterseal.core.errors import CodecError
 from counterseal.store.base import Store
 from counterseal.store.keys import ANALYTICS_TTL, Keys
-from counterseal.store.wire import Reply
+from counterseal.store.wire import Reply, raised
 
 _VIEWS: Final = "views"
 _SIGNATURES: Final = "signatures"
@@ -119,11 +119,7 @@ class Analytics:
         )
 
     async def _read(self, *commands: tuple[str, ...]) -> list[Reply]:
-        replies = await self._store.pipeline(commands)
-        for reply in replies:
-            if isinstance(reply, CommandError):
-                raise reply
-        return replies
+        return [raised(reply) for reply in await self._store.pipeline(commands)]
 
     def _keys_of(self, day: str) -> tuple[str, ...]:
         keys = self._keys

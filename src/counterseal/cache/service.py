@@ -17,6 +17,7 @@ from counterseal.core.codec import JsonValue
 from counterseal.core.errors import CodecError, CommandError, StoreError, UnknownName
 from counterseal.store.base import Store
 from counterseal.store.keys import CACHE_GENERATION_TTL, Keys
+from counterseal.store.wire import raised
 
 _GRACE_MS: Final = 60_000  # the entry's own time decides; the key's TTL only collects what nobody asks for
 _GENERATION_S: Final = CACHE_GENERATION_TTL // timedelta(seconds=1)
@@ -205,8 +206,7 @@ class Cache:
         """
         caches = list(self._kinds.values()) if name is None else [self.kind(name)]
         for reply in await self._store.pipeline([cache.clear_command() for cache in caches]):
-            if isinstance(reply, CommandError):
-                raise reply
+            raised(reply)
 
     async def probe(self) -> CacheProbe:
         """Exercise the cache with a value of its own. Two round trips; raises for nothing that Redis answers."""

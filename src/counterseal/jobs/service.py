@@ -18,7 +18,7 @@ from counterseal.jobs.scripts import Queue
 from counterseal.jobs.types import PROBE, TYPES, check_type
 from counterseal.store.base import Gap, Message, Store
 from counterseal.store.keys import Keys
-from counterseal.store.wire import Reply
+from counterseal.store.wire import Reply, raised
 
 DEFAULT_QUEUE: Final = "default"
 
@@ -69,7 +69,7 @@ class Jobs:
         keys = {task: self._keys.jobs_stats(self._queue.name, task) for task in TYPES}
         replies = await self._store.pipeline([("HGETALL", key) for key in keys.values()])
         return {
-            task: read_stats(_fields(_checked(reply)), key=key)
+            task: read_stats(_fields(raised(reply)), key=key)
             for (task, key), reply in zip(keys.items(), replies, strict=True)
         }
 
@@ -122,12 +122,6 @@ async def _tell(told: asyncio.Event, messages: AsyncIterator[Message | Gap], ide
     async for message in messages:
         if isinstance(message, Gap) or message.data == identifier.encode():
             told.set()
-
-
-def _checked(reply: Reply) -> Reply:
-    if isinstance(reply, CommandError):
-        raise reply
-    return reply
 
 
 def _fields(reply: Reply) -> dict[bytes, bytes]:

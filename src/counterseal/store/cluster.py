@@ -32,8 +32,8 @@ from counterseal.store.scripts import Script
 from counterseal.store.slots import slot_of
 from counterseal.store.target import RedisAddress, Target
 from counterseal.store.topology import Place, Topology
-from counterseal.store.valkey import read_time
-from counterseal.store.wire import Argument, Command, Reply
+from counterseal.store.valkey import read_first_time, read_time
+from counterseal.store.wire import Argument, Command, Reply, raised
 
 MAX_REDIRECTIONS = 5
 _REDIRECTIONS = ("MOVED", "ASK")
@@ -89,7 +89,7 @@ class ClusterStore(Store):
         try:
             self._learn(await self._topology.read())
             await self._link_all()
-            await self.clock.read(self._time)
+            await read_first_time(self.clock, self._time)
         except BaseException:
             await self.close()
             raise
@@ -214,7 +214,7 @@ class ClusterStore(Store):
             try:
                 if not asking:
                     return await link.send(tuple(command))
-                return _raised((await link.send_many([("ASKING",), command]))[1])
+                return raised((await link.send_many([("ASKING",), command]))[1])
             except CommandError as error:
                 link, asking = await self._redirected(error)
             except StoreUnavailable:
@@ -337,9 +337,3 @@ class _AnyPrimary:
 
     async def close(self) -> None:
         return
-
-
-def _raised(reply: Reply) -> Reply:
-    if isinstance(reply, CommandError):
-        raise reply
-    return reply

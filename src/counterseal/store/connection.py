@@ -366,6 +366,11 @@ class Connection(asyncio.Protocol):
     def closed(self) -> bool:
         return self._closed is not None
 
+    @property
+    def heard(self) -> bool:
+        """Whether the server has ever sent anything."""
+        return self._reads > 0
+
     def abort(self, reason: str) -> None:
         """Close at once. Everything under way fails with `StoreUnavailable` and this reason."""
         if self._closed is not None:

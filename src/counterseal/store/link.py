@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
@@ -228,12 +230,11 @@ class Link:
                 )
             _, connection = await _within(limit, dialing)
         except ssl.SSLError as error:
-            cause = getattr(error, "verify_message", "") or error.reason or "a failed handshake"
-            raise ConfigurationError(
-                f"REDIS_URL: expected a TLS server with a valid certificate; came: {cause}"
-            ) from error
+            raise untrusted(error) from error
         except TimeoutError as error:
-            raise StoreTimeout(f"Redis accepted no connection within {round(limit * 1000)} ms") from error
+            raise StoreTimeout(
+                f"Redis accepted no {'TLS ' if target.tls else ''}connection within {round(limit * 1000)} ms"
+            ) from error
         except OSError as error:
             raise StoreUnavailable(f"Redis can't be reached: {_cause(error)}") from error
         return connection
@@ -246,7 +247,14 @@ class Link:
         commands: list[Command] = [hello]
         if target.database:
             commands.append(("SELECT", target.database))
-        first, *others = await connection.send_many(commands)
+        try:
+            first, *others = await connection.send_many(commands)
+        except StoreUnavailable as error:
+            if connection.closed and not connection.heard and target.tls is None:
+                raise StoreUnavailable(
+                    "Redis ended the connection without a word; if it expects TLS, REDIS_URL begins with rediss://"
+                ) from error
+            raise
         if isinstance(first, CommandError):
             raise _refused(first)
         for reply in others:
@@ -330,6 +338,8 @@ def _refused(error: CommandError) -> CountersealError:
         )
     if error.kind == "NOAUTH":
         return ConfigurationError("REDIS_URL: expected the server's password; none is given")
+    if "max number of clients" in text:
+        return StoreUnavailable("Redis takes no more connections")
     if error.kind in ("LOADING", "BUSY", "MASTERDOWN"):
         return StoreUnavailable(f"Redis is not ready: {error.kind.lower()}")
     if "unknown command" in text:
@@ -366,8 +376,17 @@ def _discard(task: asyncio.Task[Dialed]) -> None:
         task.result()[0].abort()
 
 
+def untrusted(error: ssl.SSLError) -> ConfigurationError:
+    """The error for a server whose TLS or certificate can't be accepted."""
+    cause = getattr(error, "verify_message", "") or error.reason or "a failed handshake"
+    return ConfigurationError(f"REDIS_URL: expected a TLS server with a valid certificate; came: {cause}")
+
+
 def _cause(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower() if error.errno else "the host name is not known"
+    """Why a server can't be reached, without its address."""
+    if isinstance(error, socket.gaierror):
+        return "the host name can't be resolved"
+    return os.strerror(error.errno).lower() if error.errno else "none of its addresses answers"
 
 
 def _ignore(connection: Connection, reason: str) -> None:

@@ -31,7 +31,7 @@ from counterseal.store.rest_queue import MAX_COMMANDS, MAX_REQUEST_BYTES, Reques
 from counterseal.store.rest_wire import decode_error, decode_item, decode_items, encode_row, path_form
 from counterseal.store.scripts import Script
 from counterseal.store.valkey import read_time
-from counterseal.store.wire import Argument, Command, Reply
+from counterseal.store.wire import Argument, Command, Reply, raised
 
 
 class RestStore(Store):
@@ -184,10 +184,7 @@ class RestStore(Store):
     async def _binary(self, command: Command) -> Reply:
         target, body = path_form(command)
         _, answer = await self._queue.post(target, body, commands=1)
-        reply = decode_item(answer)
-        if isinstance(reply, CommandError):
-            raise reply
-        return reply
+        return raised(decode_item(answer))
 
     async def _time(self) -> tuple[int, int]:
         return read_time(await self.command("TIME"))

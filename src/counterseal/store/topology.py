@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
-from counterseal.core.errors import ConfigurationError, StoreUnavailable
+from counterseal.core.errors import ConfigurationError, CountersealError, StoreUnavailable
+from counterseal.store.link import untrusted
 from counterseal.store.target import RedisAddress
 
 Place = tuple[str, int]
@@ -40,7 +42,10 @@ class Topology:
         self._reading = asyncio.Lock()
 
     async def read(self) -> list[Place | None]:
-        """The primary of each of the 16,384 slots, None where nobody serves it. Raises `StoreUnavailable`."""
+        """The primary of each of the 16,384 slots, None where nobody serves it.
+
+        Raises `ConfigurationError` when the nodes refuse or are none, else `StoreUnavailable`.
+        """
         async with self._reading:
             try:
                 client = self._client
@@ -54,14 +59,12 @@ class Topology:
                     await client.initialize()
                 else:
                     await client.nodes_manager.initialize()
-            except AuthenticationError as error:
-                await self._drop()
-                raise ConfigurationError(
-                    "REDIS_URL: expected a user and password that the Cluster accepts; it refused them"
-                ) from error
             except (RedisError, OSError) as error:
                 await self._drop()
-                raise StoreUnavailable("no node of the Cluster tells who serves what") from error
+                raise _cause(error) from error
+            except BaseException:
+                await self._drop()
+                raise
             places: list[Place | None] = [None] * 16384
             for slot, nodes in client.nodes_manager.slots_cache.items():
                 if nodes:
@@ -81,3 +84,28 @@ class Topology:
             await client.aclose()
         except (RedisError, OSError):
             return
+
+
+def _cause(error: BaseException) -> CountersealError:
+    """What a failed reading means. redis-py tells why the last node did not answer, in the causes of its error."""
+    causes: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in causes:
+        causes.append(found)
+        found = found.__cause__ or found.__context__
+    for cause in causes:
+        if isinstance(cause, AuthenticationError):
+            return ConfigurationError(
+                "REDIS_URL: expected a user and password that the Cluster accepts; it refused them"
+            )
+        if isinstance(cause, ssl.SSLError):
+            return untrusted(cause)
+        if isinstance(cause, NoPermissionError):
+            return ConfigurationError(
+                "REDIS_URL: expected a user who may run CLUSTER SLOTS; the Cluster answered NOPERM"
+            )
+        if isinstance(cause, ResponseError):
+            return ConfigurationError(
+                "REDIS_URL: expected the nodes of a Cluster; came: a server that is none, whose URL begins with redis://"
+            )
+    return StoreUnavailable("no node of the Cluster can be reached")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 from counterseal.core.clock import Clock
-from counterseal.core.errors import ConfigurationError, ScriptMissing, StoreUnavailable
+from counterseal.core.errors import CommandError, ConfigurationError, ScriptMissing, StoreUnavailable
 from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
 from counterseal.store.clock import StoreClock
 from counterseal.store.feed import Feed
@@ -54,7 +54,7 @@ class NativeStore(Store):
         try:
             await self.link.open()
             self._check_mode()
-            await self.clock.read(self._time)
+            await read_first_time(self.clock, self._time)
         except BaseException:
             await self.close()
             raise
@@ -114,6 +114,16 @@ class NativeStore(Store):
 
     async def _time(self) -> tuple[int, int]:
         return read_time(await self.link.send(("TIME",)))
+
+
+async def read_first_time(clock: StoreClock, time: Callable[[], Awaitable[tuple[int, int]]]) -> None:
+    """Take a clock's first reading. A server that refuses it is a `ConfigurationError`."""
+    try:
+        await clock.read(time)
+    except CommandError as error:
+        raise ConfigurationError(
+            f"REDIS_URL: expected a user who may run TIME; the server answered {error.kind}"
+        ) from error
 
 
 def read_time(reply: Reply) -> tuple[int, int]:

@@ -35,3 +35,10 @@ def error_reply(message: str | bytes) -> CommandError:
     """The error that stands for an error reply of the server."""
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
     return ScriptMissing(text) if text.startswith("NOSCRIPT") else CommandError(text)
+
+
+def raised(reply: Reply) -> Reply:
+    """The reply, unless it is an error that stood in its place in a list: that is raised."""
+    if isinstance(reply, CommandError):
+        raise reply
+    return reply
