@@ -39,6 +39,8 @@ from counterseal.store.wire import Argument, Command, Reply, error_reply, pack, 
 PATIENCE = 10
 """How many time-outs a command waits at most on a connection that does answer, only not yet this command."""
 
+NO_ROOM = "Redis takes no more connections"
+
 _NOTHING = object()
 _ONE_TURN = 0.001
 
@@ -246,7 +248,7 @@ class Connection(asyncio.Protocol):
                         self._on_push(reply)
                     continue
                 if not pending:
-                    self.abort("Redis sent a reply that nothing asked for")
+                    self.abort(NO_ROOM if _is_full(reply) else "Redis sent a reply that nothing asked for")
                     return
                 entry = pending[0]
                 if entry.__class__ is _Collector:
@@ -407,6 +409,11 @@ class Connection(asyncio.Protocol):
                 turn.set_exception(StoreUnavailable(reason))
         self._waiting.clear()
         self._on_lost(self, reason)
+
+
+def _is_full(reply: Reply) -> bool:
+    """Whether this is what a server says to a connection too many, asked or not."""
+    return isinstance(reply, CommandError) and "max number of clients" in str(reply)
 
 
 def executed(replies: Sequence[Reply]) -> list[Reply]:

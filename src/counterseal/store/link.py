@@ -26,7 +26,7 @@ from counterseal.core.errors import (
 )
 from counterseal.store.base import ServerInfo, StoreCounts
 from counterseal.store.breaker import Breaker, BreakerPolicy
-from counterseal.store.connection import Bounds, Connection
+from counterseal.store.connection import NO_ROOM, Bounds, Connection
 from counterseal.store.route import Route
 from counterseal.store.target import LOCAL_TIMEOUT, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT, Target
 from counterseal.store.wire import Argument, Command, Reply
@@ -339,13 +339,11 @@ def _refused(error: CommandError) -> CountersealError:
     if error.kind == "NOAUTH":
         return ConfigurationError("REDIS_URL: expected the server's password; none is given")
     if "max number of clients" in text:
-        return StoreUnavailable("Redis takes no more connections")
+        return StoreUnavailable(NO_ROOM)
     if error.kind in ("LOADING", "BUSY", "MASTERDOWN"):
         return StoreUnavailable(f"Redis is not ready: {error.kind.lower()}")
     if "unknown command" in text:
         return too_old("redis", ())
-    if "without any password configured" in text:
-        return ConfigurationError("REDIS_URL: expected no password, as the server has none; one is given")
     return ConfigurationError(
         f"REDIS_URL: expected a server that lets counterseal in; it answered {error.kind}"
     )

@@ -9,7 +9,13 @@ from typing import Any
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 
 from counterseal.core.errors import ConfigurationError, CountersealError, StoreUnavailable
 from counterseal.store.link import untrusted
@@ -59,7 +65,7 @@ class Topology:
                     await client.initialize()
                 else:
                     await client.nodes_manager.initialize()
-            except (RedisError, OSError) as error:
+            except (RedisError, RedisClusterException, OSError) as error:
                 await self._drop()
                 raise _cause(error) from error
             except BaseException:
@@ -82,7 +88,7 @@ class Topology:
             return
         try:
             await client.aclose()
-        except (RedisError, OSError):
+        except (RedisError, RedisClusterException, OSError):
             return
 
 
