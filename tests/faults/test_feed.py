@@ -107,6 +107,23 @@ async def test_a_subscription_that_comes_with_the_cut_hides_it_from_nobody(share
             assert await take(messages) == of(number)
 
 
+async def test_a_connection_that_redis_py_replaces_by_itself_is_a_gap_too(
+    shared: Server, relay: Relay, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(feed, "_QUIET", 0.01)
+    async with connected(relay.url) as store, store.subscribe("channel") as messages:
+        session = store._feed._session
+        assert session is not None
+        async with session._writing:
+            await eventually(
+                lambda: session._writing._waiters
+            )  # the reader is about to ask for a sign of life
+            await session._pubsub.connection.disconnect()  # as redis-py does when a write fails
+        assert await take(messages) == [GAP]
+        shared.execute("PUBLISH", "channel", "after")
+        assert await take(messages) == of("after")
+
+
 async def test_a_restarted_server_is_listened_to_again():
     with Server() as server:
         async with connected(server.url) as store, store.subscribe("channel") as messages:
@@ -148,6 +165,14 @@ async def test_a_quiet_server_is_not_taken_for_a_dead_one(
         assert relay.connections == 2
 
 
+async def is_refused(store: NativeStore, channel: str) -> bool:
+    try:
+        async with store.subscribe(channel):
+            return False
+    except StoreUnavailable:
+        return True
+
+
 # -- outages ---------------------------------------------------------------------------------------------------------
 
 
@@ -158,16 +183,8 @@ async def test_who_enters_during_an_outage_is_refused_and_the_others_go_on(
     async with connected(relay.url) as store, store.subscribe("channel") as messages:
         relay.refuse()
         relay.cut()
-
-        async def is_refused() -> bool:
-            try:
-                async with store.subscribe(channel):
-                    return False
-            except StoreUnavailable:
-                return True
-
-        await eventually(is_refused)  # the cut has been noticed
-        assert [await is_refused() for _ in range(3)] == [True] * 3
+        await eventually(lambda: is_refused(store, channel))  # the cut has been noticed
+        assert [await is_refused(store, channel) for _ in range(3)] == [True] * 3
         await relay.accept()
         assert await take(messages) == [GAP]
         shared.execute("PUBLISH", "channel", "after")
@@ -199,6 +216,18 @@ async def test_who_enters_just_before_the_outage_ends_hears_everything_from_then
             assert await take(heard) == [Message(channel, b"x")]
             await late.__aexit__(None, None, None)
             assert await take(messages) == [GAP]
+
+
+async def test_who_leaves_during_an_outage_takes_nothing_from_the_others(shared: Server, relay: Relay):
+    async with connected(relay.url) as store, store.subscribe("channel") as messages:
+        async with store.subscribe("another"):
+            relay.refuse()
+            relay.cut()
+            await eventually(lambda: is_refused(store, "a third"))
+        await relay.accept()
+        assert await take(messages) == [GAP]
+        shared.execute("PUBLISH", "channel", "after")
+        assert await take(messages) == of("after")
 
 
 async def test_who_is_refused_can_enter_once_the_server_is_back(relay: Relay):
