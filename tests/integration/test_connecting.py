@@ -309,7 +309,7 @@ async def test_a_server_that_is_too_old(answer: bytes, came: str):
 
 async def test_a_server_that_still_reads_its_data():
     async with answering(b"-LOADING Redis is loading the dataset in memory\r\n") as url:
-        assert await refusal(StoreUnavailable, REDIS_URL=url) == "Redis is not ready: loading"
+        assert "loading" in (await refusal(StoreUnavailable, REDIS_URL=url)).lower()
 
 
 async def test_a_server_that_speaks_something_else():
