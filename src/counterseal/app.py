@@ -10,6 +10,7 @@ from typing import Self
 from counterseal.analytics.service import Analytics
 from counterseal.cache.kind import Kind
 from counterseal.cache.service import Cache
+from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import Settings
 from counterseal.database.engine import Database
 from counterseal.health import Health, Probes
@@ -27,6 +28,8 @@ class Counterseal:
     """
 
     def __init__(self, settings: Settings, *, kinds: Iterable[Kind] = ()) -> None:
+        if faults := settings.conflicts():
+            raise ConfigurationError(faults)
         keys = Keys(settings.namespace)
         self.settings = settings
         self.store = open_store(settings)

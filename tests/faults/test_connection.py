@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -161,8 +162,9 @@ async def test_an_event_loop_that_stood_still_fails_no_call_and_no_breaker(share
     options = LinkOptions(connect_timeout=timedelta(seconds=5))
     async with connected(shared.url, options) as store:
         for _ in range(4):
+            before = store.counts.batches
             calls = [asyncio.ensure_future(store.command("ECHO", f"{number}")) for number in range(50)]
-            while not store._keeper or store.link._connection is None or store.link._connection._out:
+            while store.counts.batches == before:
                 await asyncio.sleep(0)
             time.sleep(0.2)  # noqa: ASYNC251 - the loop stands still while the replies wait in the socket
             assert await asyncio.gather(*calls) == [f"{number}".encode() for number in range(50)]
@@ -280,6 +282,157 @@ async def test_who_waits_for_room_in_vain_is_told_that_nothing_was_sent(shared: 
         await asyncio.gather(*first, return_exceptions=True)
         relay.release()
     assert shared.execute("EXISTS", "never") == 0
+
+
+async def test_room_that_was_granted_to_a_cancelled_caller_goes_to_the_next(shared: Server):
+    options = replace(PATIENT, max_inflight_bytes=2**16)
+    async with Relay(shared) as relay, connected(relay.url, options) as store:
+        relay.hold()
+        big = [asyncio.ensure_future(store.command("ECHO", "x" * 2**16))]
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(own_value(store, f"{number}" + "y" * 2**16)) for number in range(4)]
+        await eventually(lambda: relay.bytes_in >= 2**16)
+        granting = asyncio.get_running_loop().create_future()
+        big[0].add_done_callback(lambda _: granting.set_result(None))
+        relay.release()
+        await granting
+        waiting[0].cancel()  # in the turn in which the room was granted to it, or before
+        await asyncio.gather(*waiting[1:], *big)
+
+
+async def test_callers_who_wait_for_room_outlive_an_event_loop_that_stood_still(shared: Server):
+    options = replace(PATIENT, max_inflight_bytes=2**16, command_timeout=timedelta(milliseconds=100))
+    async with connected(shared.url, options) as store:
+        calls = [asyncio.ensure_future(store.command("ECHO", "x" * 2**15)) for _ in range(8)]
+        before = store.counts.batches
+        while store.counts.batches == before:
+            await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251 - the loop stands still while the replies wait in the socket
+        assert [len(reply) for reply in await asyncio.gather(*calls)] == [2**15] * 8
+
+
+async def test_a_silent_connection_that_is_full_is_found_out_all_the_same():
+    options = LinkOptions(
+        max_inflight_bytes=2**16, connect_timeout=timedelta(seconds=5), breaker=QUICK_BREAKER
+    )
+    with Server() as server:
+        async with connected(server.url, options) as store:
+            server.freeze()
+            with pytest.raises(StoreTimeout):
+                await store.command("SET", "big", "x" * 2**17, "PX", 60_000)
+
+            async def refused() -> bool:
+                with pytest.raises(StoreUnavailable):
+                    await store.command("GET", "big")
+                return store.counts.failures > 0
+
+            await eventually(refused)
+            assert store.link.breaker.opened > 0
+            server.thaw()
+            await eventually(lambda: store.available)
+            await own_value(store, "after")
+
+
+async def test_many_small_replies_are_not_taken_for_one_too_large(shared: Server):
+    options = replace(PATIENT, max_reply_bytes=2**16)
+    async with connected(shared.url, options) as store:
+        await store.command("SET", "small", "x" * 100, "PX", 60_000)
+        replies = await asyncio.gather(*(store.command("GET", "small") for _ in range(4000)))
+        assert set(replies) == {b"x" * 100}
+
+
+async def test_a_dead_server_is_dialled_less_and_less_often():
+    with Server() as server:
+        async with connected(server.url) as store:
+            await eventually(lambda: asyncio.get_running_loop().time() - store.link._connected_at > 1.05)
+            attempts = 0
+            dial = store.link._dial
+
+            async def counted(*arguments: Any, **options: Any) -> Any:
+                nonlocal attempts
+                attempts += 1
+                return await dial(*arguments, **options)
+
+            store.link._dial = counted
+            server.kill()
+            await eventually(lambda: not store.available)
+            gone = asyncio.get_running_loop().time()
+            await eventually(lambda: asyncio.get_running_loop().time() - gone > 2)
+            assert 2 <= attempts <= 20  # full jitter from 50 ms, doubling: about 7
+            server.start()
+            await eventually(lambda: store.available)
+
+
+async def test_a_store_that_was_closed_with_its_breaker_open_can_be_opened_again():
+    options = LinkOptions(connect_timeout=timedelta(seconds=5))
+    with Server() as server:
+        store = NativeStore(FixedRoute(parse_redis_url(server.url).template), options)
+        async with store:
+            server.freeze()
+            for _ in range(3):
+                with pytest.raises(StoreTimeout):
+                    await store.command("GET", "x")
+            assert not store.available
+        server.thaw()
+        async with store:
+            await own_value(store, "after")
+
+
+async def test_a_blocking_call_ends_with_its_store(shared: Server):
+    async with connected(shared.url) as store:
+        call = asyncio.create_task(store.block("BLPOP", "nothing", 30, timeout=timedelta(seconds=31)))
+        await eventually(lambda: b"cmd=blpop" in shared.execute("CLIENT", "LIST"))
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await call
+
+
+async def test_opening_and_closing_at_once_leaves_nothing_behind(shared: Server):
+    before = asyncio.all_tasks()
+    store = NativeStore(FixedRoute(parse_redis_url(shared.url).template), PATIENT)
+    opens = [asyncio.create_task(store.open()) for _ in range(3)]
+    await asyncio.sleep(0)
+    await store.close()
+    await asyncio.gather(*opens)
+    await store.close()
+    assert asyncio.all_tasks() - before == set()
+    await eventually(lambda: b"name=counterseal" not in shared.execute("CLIENT", "LIST"))
+
+
+async def test_pipelines_and_transactions_notice_a_replica_too():
+    for call in ("pipeline", "transaction"):
+        with Server() as other, Server() as server:
+            async with connected(server.url) as store:
+                server.execute("REPLICAOF", "127.0.0.1", other.port)
+                with suppress(StoreUnavailable):
+                    await getattr(store, call)([("SET", "key", 1, "PX", 60_000)])
+                await eventually(lambda store=store: not store.available)
+
+
+async def test_a_server_that_still_loads_is_unavailable_and_not_wrong(shared: Server):
+    async with connected(shared.url) as store:
+        script = asyncio.create_task(
+            store.block("EVAL", "while true do end", 0, timeout=timedelta(seconds=20))
+        )
+        await eventually(lambda: store.counts.commands > 0)
+
+        async def busy() -> bool:
+            try:
+                await store.command("GET", "x")
+            except StoreUnavailable as error:
+                return "BUSY" in str(error)
+            return False
+
+        shared.execute("CONFIG", "SET", "busy-reply-threshold", 1)
+        await eventually(busy)
+        (item,) = await store.pipeline([("GET", "x")])
+        assert isinstance(item, CommandError)
+        assert item.kind == "BUSY"
+        with pytest.raises(StoreUnavailable, match="BUSY"):
+            await store.transaction([("GET", "x")])
+        shared.execute("SCRIPT", "KILL")
+        with pytest.raises(CommandError):
+            await script
+        await own_value(store, "after")
 
 
 async def test_a_failing_command_leaves_its_neighbours_alone(shared: Server):

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from counterseal.core.errors import StoreTimeout
+from counterseal.core.errors import CommandError, StoreTimeout
 from counterseal.store.breaker import Breaker, BreakerPolicy
 
 
@@ -81,4 +81,46 @@ async def test_one_probe_runs_at_a_time_until_one_succeeds():
         while breaker.refusing:
             await asyncio.sleep(0)
     assert (changes, outcomes, breaker.opened) == ([True, False], [], 1)
+    watch.cancel()
+
+
+async def test_a_breaker_that_was_closed_from_outside_begins_anew():
+    policy = BreakerPolicy(first_wait=timedelta(seconds=60))
+    breaker = Breaker(policy)
+    probes = 0
+    probed = asyncio.Event()
+
+    async def probe() -> None:
+        nonlocal probes
+        probes += 1
+        probed.set()
+
+    watch = asyncio.create_task(breaker.watch(probe))
+    for _ in range(3):
+        breaker.failed()
+    await asyncio.sleep(0)
+    breaker.close()  # a new connection answers
+    breaker.policy = BreakerPolicy(first_wait=timedelta(milliseconds=1))
+    breaker._wait = breaker.policy.first_wait
+    await asyncio.sleep(0)
+    for _ in range(3):
+        breaker.failed()
+    async with asyncio.timeout(5):
+        await probed.wait()
+    assert probes == 1
+    watch.cancel()
+
+
+async def test_a_probe_that_is_refused_was_answered():
+    breaker = Breaker(BreakerPolicy(first_wait=timedelta(milliseconds=1)))
+
+    async def probe() -> None:
+        raise CommandError("NOPERM this user may not PING")
+
+    watch = asyncio.create_task(breaker.watch(probe))
+    for _ in range(3):
+        breaker.failed()
+    async with asyncio.timeout(5):
+        while breaker.refusing:
+            await asyncio.sleep(0)
     watch.cancel()

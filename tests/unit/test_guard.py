@@ -20,6 +20,7 @@ from counterseal.store.guard import check, check_queued
         ("client", "tracking", "on"),
         ("MONITOR",),
         ("RESET",),
+        ("SCRIPT", "DEBUG", "YES"),
         ("WATCH", "k"),
     ],
 )
@@ -40,7 +41,15 @@ def test_what_waits_on_the_server_is_refused_alone_but_not_in_a_transaction(comm
 
 
 @pytest.mark.parametrize(
-    "command", [("GET", "SELECT"), ("XREAD", "STREAMS", "s", "0"), ("CLIENT", "ID"), ("A" * 10_000,), (7,)]
+    "command",
+    [
+        ("GET", "SELECT"),
+        ("XREAD", "STREAMS", "block", "0"),
+        ("XREADGROUP", "GROUP", "block", "c", "STREAMS", "s", ">"),
+        ("CLIENT", "ID"),
+        ("A" * 10_000,),
+        (7,),
+    ],
 )
 def test_everything_else_passes(command: tuple):
     check(command)

@@ -33,6 +33,7 @@ ENVIRONMENT_FILE = ".env"
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?\s*$")
 _MINIMUM_KEY_BYTES = 32
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
 
 class Environment(StrEnum):
@@ -55,7 +56,10 @@ def _duration(value: object) -> object:
         found = _DURATION.match(value)
         if not found:
             raise ValueError("expected a duration such as 250ms, 2s, 15min, 24h or 7d")
-        return timedelta(seconds=float(found[1]) * _UNITS[found[2] or "s"])
+        try:
+            return timedelta(seconds=float(found[1]) * _UNITS[found[2] or "s"])
+        except OverflowError:
+            raise ValueError("expected a duration of less than a million years") from None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return timedelta(seconds=value)
     return value
@@ -101,6 +105,8 @@ def _secret_url(value: SecretStr, *, schemes: tuple[str, ...]) -> SecretStr:
 
 def _plain_url(value: str, *, schemes: tuple[str, ...]) -> str:
     _check_url(value, schemes)
+    if "@" in split_url(value).netloc:
+        raise ValueError("expected a URL without a user and a password")
     return value.rstrip("/")
 
 
@@ -115,6 +121,12 @@ def _keys(value: SecretStr) -> SecretStr:
             raise ValueError("expected base64 after each kid:") from None
         if len(key) < _MINIMUM_KEY_BYTES:
             raise ValueError(f"expected keys of at least {_MINIMUM_KEY_BYTES} bytes before base64")
+    return value
+
+
+def _namespace(value: str) -> str:
+    if not _NAMESPACE.fullmatch(value):
+        raise ValueError("expected 1 to 32 letters, digits, '.', '_' or '-'")
     return value
 
 
@@ -134,6 +146,7 @@ REDIS_SCHEMES = (
     "rediss+cluster",
 )
 
+Namespace = Annotated[str, AfterValidator(_namespace)]
 Duration = Annotated[timedelta, BeforeValidator(_duration), AfterValidator(_positive)]
 RedisUrl = Annotated[SecretStr, AfterValidator(partial(_secret_url, schemes=REDIS_SCHEMES))]
 DatabaseUrl = Annotated[
@@ -212,9 +225,7 @@ class Settings(_Group):
 
     environment: Environment = Field(default=Environment.DEVELOPMENT, validation_alias="COUNTERSEAL_ENV")
     data_dir: Path = Field(default=Path(".counterseal"), validation_alias="COUNTERSEAL_DATA_DIR")
-    namespace: str = Field(
-        default="cs", pattern=r"^[A-Za-z0-9_.-]{1,32}$", validation_alias="COUNTERSEAL_NAMESPACE"
-    )
+    namespace: Namespace = Field(default="cs", validation_alias="COUNTERSEAL_NAMESPACE")
     secret_keys: Annotated[SecretStr, AfterValidator(_keys)] | None = Field(
         default=None, validation_alias="COUNTERSEAL_SECRET_KEYS"
     )
@@ -256,7 +267,8 @@ class Settings(_Group):
                 faults, lambda name=name, group=group: groups.update({name: group(**_fields(group, given))})
             )
         chosen: dict[str, Any] = {"cache_ttl": _cache_ttls(given), **_fields(cls, given)}
-        chosen.update({name: value for name, value in overrides.items() if value is not None})
+        aliases = _aliases(cls)
+        chosen.update({aliases[name]: value for name, value in overrides.items() if value is not None})
         made: list[Self] = []
         _collect(faults, lambda: made.append(cls(**chosen, **groups)))
         if made:
@@ -303,8 +315,13 @@ class Settings(_Group):
 def _read(variables: Mapping[str, str] | None) -> dict[str, str]:
     if variables is not None:
         return dict(variables)
-    from_file = {name: value or "" for name, value in dotenv_values(ENVIRONMENT_FILE).items()}
-    return {**from_file, **os.environ}
+    try:
+        from_file = dotenv_values(ENVIRONMENT_FILE, interpolate=False)
+    except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(
+            f"{ENVIRONMENT_FILE}: expected UTF-8 text that may be read; it can't be"
+        ) from None
+    return {**{name: value or "" for name, value in from_file.items()}, **os.environ}
 
 
 def _aliases(group: type[_Group]) -> dict[str, str]:

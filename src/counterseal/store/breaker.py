@@ -1,4 +1,4 @@
-"""Breaker: after a few failures in a row calls are refused at once, until a probe of our own finds the target well.
+"""Breaker: after a few failures close together calls are refused at once, until a probe finds the target well.
 
 Three failures within 10 s open it for 2 s; every failed probe doubles that, up to 30 s, with ±20 % of jitter so that
 many processes do not come back in step. One probe at a time runs, made by the store itself: no caller pays for it.
@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+from counterseal.core.background import wait_for_event
 from counterseal.core.clock import Clock, SystemClock
-from counterseal.core.errors import CountersealError
+from counterseal.core.errors import CommandError, CountersealError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Breaker:
         self._failures: deque[int] = deque(maxlen=self.policy.failures)
         self._wait = self.policy.first_wait
         self._open = asyncio.Event()
+        self._closed = asyncio.Event()
 
     def failed(self) -> None:
         """One call failed for lack of an answer. Opens the breaker when it is the last of too many."""
@@ -60,6 +62,7 @@ class Breaker:
         if len(self._failures) == self.policy.failures and now - self._failures[0] <= window_ms:
             self.refusing = True
             self.opened += 1
+            self._closed.clear()
             self._open.set()
             if self._on_change is not None:
                 self._on_change()
@@ -70,6 +73,7 @@ class Breaker:
         self._failures.clear()
         self._wait = self.policy.first_wait
         self._open.clear()
+        self._closed.set()
         if was_open and self._on_change is not None:
             self._on_change()
 
@@ -83,11 +87,12 @@ class Breaker:
         """Run for as long as the store is open: whenever the breaker opens, wait and probe until a probe succeeds."""
         while True:
             await self._open.wait()
-            await asyncio.sleep(self.next_wait().total_seconds())
-            if not self.refusing:
+            if await wait_for_event(self._closed, self.next_wait().total_seconds()):
                 continue
             try:
                 await probe()
+            except CommandError:
+                pass  # refused, but answered
             except CountersealError:
                 continue
             self.close()

@@ -7,12 +7,12 @@ Each primary has one multiplexed connection of its own. A command goes to the no
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from counterseal.core.background import Background
 from counterseal.core.clock import Clock
 from counterseal.core.errors import (
     CommandError,
@@ -33,14 +33,11 @@ from counterseal.store.slots import slot_of
 from counterseal.store.target import RedisAddress, Target
 from counterseal.store.topology import Place, Topology
 from counterseal.store.valkey import read_first_time, read_time
-from counterseal.store.wire import Argument, Command, Reply, raised
+from counterseal.store.wire import NOT_NOW, Argument, Command, Reply, in_time, raised
 
 MAX_REDIRECTIONS = 5
 _REDIRECTIONS = ("MOVED", "ASK")
-_NOT_NOW = ("CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN", "LOADING", "UNBLOCKED")
 _LOOK_EVERY = 1.0
-
-logger = logging.getLogger(__name__)
 
 
 class ClusterStore(Store):
@@ -62,7 +59,9 @@ class ClusterStore(Store):
         self._open = False
         self._feed = Feed(_AnyPrimary(self))
         self._stale = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = Background()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._life = asyncio.Lock()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -83,26 +82,29 @@ class ClusterStore(Store):
         return bool(self._links) and all(link.available for link in self._links.values())
 
     async def open(self) -> None:
-        if self._open:
-            return
-        self._open = True
-        try:
-            self._learn(await self._topology.read())
-            await self._link_all()
-            await read_first_time(self.clock, self._time)
-        except BaseException:
-            await self.close()
-            raise
-        self._feed.open()
-        self._tasks = [
-            asyncio.create_task(self.clock.keep(self._time), name="counterseal: read the clock"),
-            asyncio.create_task(self._follow(), name="counterseal: follow the topology"),
-        ]
+        async with self._life:
+            if self._open:
+                return
+            self._open = True
+            try:
+                self._learn(await self._topology.read())
+                await self._link_some()
+                await read_first_time(self.clock, self._time)
+            except BaseException:
+                await self._close()
+                raise
+            self._feed.open()
+            self._background.keep("read the clock", lambda: self.clock.keep(self._time))
+            self._background.keep("follow the topology", self._follow)
 
     async def close(self) -> None:
+        async with self._life:
+            await self._close()
+
+    async def _close(self) -> None:
         self._open = False
-        tasks: list[asyncio.Task[Any]] = [*self._tasks, *self._opening.values()]
-        self._tasks = []
+        await self._background.close()
+        tasks: list[asyncio.Task[Any]] = [*self._opening.values(), *self._retiring]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -135,13 +137,15 @@ class ClusterStore(Store):
                 replies[position] = answer
 
         await asyncio.gather(*(run(link, positions) for link, positions in groups.items()))
-        for position, reply in enumerate(replies):
-            if isinstance(reply, CommandError) and reply.kind in (*_REDIRECTIONS, *_NOT_NOW):
-                link, asking = await self._redirected(reply)
-                try:
-                    replies[position] = await self._run(commands[position], link, asking=asking)
-                except CommandError as error:
-                    replies[position] = error
+        for link, positions in groups.items():
+            for position in positions:
+                reply = replies[position]
+                if not isinstance(reply, CommandError):
+                    continue
+                if reply.kind in NOT_NOW:
+                    self._stale.set()
+                elif reply.kind in _REDIRECTIONS:
+                    replies[position] = await self._redirect(commands[position], reply, link)
         return replies
 
     async def transaction(self, commands: Sequence[Command]) -> list[Reply]:
@@ -159,9 +163,9 @@ class ClusterStore(Store):
                 return executed((await link.send_many([("ASKING",), ("MULTI",), *commands, ("EXEC",)]))[1:])
             except TransactionAborted as aborted:
                 cause = CommandError(str(aborted))
-                if cause.kind not in (*_REDIRECTIONS, *_NOT_NOW):
+                if cause.kind not in _REDIRECTIONS:
                     raise
-                link, asking = await self._redirected(cause)
+                link, asking = await self._redirected(cause, link)
             except StoreUnavailable:
                 self._stale.set()
                 raise
@@ -184,7 +188,7 @@ class ClusterStore(Store):
                     await connection.send(("ASKING",))
                 return await connection.send(arguments)
             except CommandError as error:
-                link, asking = await self._redirected(error)
+                link, asking = await self._redirected(error, link)
             except StoreUnavailable:
                 self._stale.set()
                 raise
@@ -200,11 +204,15 @@ class ClusterStore(Store):
 
     async def any_target(self) -> Target:
         """A primary that answers, else any primary."""
-        known = self._primaries
-        if not known:
-            raise StoreUnavailable("no node of the Cluster is known")
-        well = [place for place in known if (link := self._links.get(place)) is not None and link.available]
-        return self._target((well or known)[0])
+        return self._target(self._any_place())
+
+    async def _redirect(self, command: Command, error: CommandError, link: Link) -> Reply:
+        """What a command of a pipeline answers where it was redirected to; its error stays in its place."""
+        elsewhere, asking = await self._redirected(error, link)
+        try:
+            return await self._run(command, elsewhere, asking=asking)
+        except CommandError as failed:
+            return failed
 
     # -- nodes ---------------------------------------------------------------------------------------------------
 
@@ -216,11 +224,22 @@ class ClusterStore(Store):
                     return await link.send(tuple(command))
                 return raised((await link.send_many([("ASKING",), command]))[1])
             except CommandError as error:
-                link, asking = await self._redirected(error)
+                link, asking = await self._redirected(error, link)
             except StoreUnavailable:
                 self._stale.set()
                 raise
         raise StoreUnavailable("the Cluster redirects in a circle")
+
+    def _any_place(self) -> Place:
+        """The first primary that would be sent the next call, else any."""
+        known = self._primaries
+        if not known:
+            self._stale.set()
+            raise StoreUnavailable("no node of the Cluster is known")
+        return next(
+            (place for place in known if (link := self._links.get(place)) is not None and link.available),
+            known[0],
+        )
 
     def _learn(self, places: list[Place | None]) -> None:
         self._places = places
@@ -230,13 +249,10 @@ class ClusterStore(Store):
         """The link to the node of a slot, of any node for None."""
         if not self._open:
             raise StoreUnavailable("the store is not open")
-        place = self._places[slot] if slot is not None and self._places else None
+        place = self._any_place() if slot is None else self._places[slot]
         if place is None:
-            known = self._primaries
-            if slot is not None or not known:
-                self._stale.set()
-                raise StoreUnavailable("nobody in the Cluster serves this key")
-            place = known[0]
+            self._stale.set()
+            raise StoreUnavailable("nobody in the Cluster serves this key")
         link = self._links.get(place)
         return link if link is not None else await self._link(place)
 
@@ -245,6 +261,8 @@ class ClusterStore(Store):
         link = self._links.get(place)
         if link is not None:
             return link
+        if not self._open:
+            raise StoreUnavailable("the store is not open")
         opening = self._opening.get(place)
         if opening is None:
             opening = asyncio.create_task(self._open_link(place), name="counterseal: open a node")
@@ -266,29 +284,36 @@ class ClusterStore(Store):
         if not task.cancelled():
             task.exception()  # seen, even when nobody waits for it any more
 
-    async def _link_all(self) -> None:
-        """Have a link to every primary. Raises the first failure, when all attempts have ended."""
+    async def _link_all(self) -> list[BaseException]:
+        """Have a link to every primary. Returns the failures, when all attempts have ended."""
         outcomes = await asyncio.gather(
             *(self._link(place) for place in self._primaries), return_exceptions=True
         )
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        return [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+
+    async def _link_some(self) -> None:
+        """Have a link to every primary that can be reached, at least one. What is misconfigured is raised."""
+        failures = await self._link_all()
+        for failure in failures:
+            if len(failures) == len(self._primaries) or not isinstance(failure, StoreUnavailable):
+                raise failure
+        if failures:
+            self._stale.set()
 
     def _target(self, place: Place) -> Target:
         host, port = place
         return replace(self._address.template, host=host, port=port)
 
-    async def _redirected(self, error: CommandError) -> tuple[Link, bool]:
-        """Where a refused command goes instead, and whether it has to ask there. Raises what is no redirection."""
-        if error.kind in _NOT_NOW:
-            self._stale.set()
-            raise StoreUnavailable(f"the Cluster can't serve this key now ({error.kind})") from error
+    async def _redirected(self, error: CommandError, link: Link) -> tuple[Link, bool]:
+        """Where a command goes that `link` refused, and whether it has to ask there. Raises what is no redirection."""
         if error.kind not in _REDIRECTIONS:
-            raise error
+            if error.kind in NOT_NOW:
+                self._stale.set()
+            raise in_time(error)
         _, slot, where = str(error).split(" ")[:3]
         host, _, port = where.rpartition(":")
-        place = (host.strip("[]") or self._primaries[0][0], int(port))
+        # A node that does not know its own host means the one that the caller reached it by.
+        place = (host.strip("[]") or (await link.route.resolve()).host, int(port))
         if error.kind == "MOVED":
             self._places[int(slot)] = place
             if place not in self._primaries:
@@ -310,13 +335,16 @@ class ClusterStore(Store):
             try:
                 self._learn(await self._topology.read())
                 for place in set(self._links) - set(self._primaries):
-                    await self._links.pop(place).close()
-                await self._link_all()
+                    self._retire(self._links.pop(place))
+                if await self._link_all():
+                    self._stale.set()
             except CountersealError:
                 self._stale.set()
-            except Exception:
-                logger.exception("the topology of the Cluster could not be followed")
-                self._stale.set()
+
+    def _retire(self, link: Link) -> None:
+        retiring = asyncio.create_task(link.retire(), name="counterseal: leave a node")
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
 
     async def _time(self) -> tuple[int, int]:
         return read_time(await self.command("TIME"))

@@ -34,7 +34,7 @@ from counterseal.core.errors import (
     TransactionAborted,
 )
 from counterseal.store.base import StoreCounts
-from counterseal.store.wire import Argument, Command, Reply, error_reply, pack, pack_tuple
+from counterseal.store.wire import NOT_NOW, Argument, Command, Reply, error_reply, in_time, pack, pack_tuple
 
 PATIENCE = 10
 """How many time-outs a command waits at most on a connection that does answer, only not yet this command."""
@@ -43,6 +43,7 @@ NO_ROOM = "Redis takes no more connections"
 
 _NOTHING = object()
 _ONE_TURN = 0.001
+_PUNCTUAL = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,6 @@ class Connection(asyncio.Protocol):
         on_lost: Callable[[Connection, str], None],
         on_timeout: Callable[[], None],
         on_error: Callable[[CommandError], None],
-        on_push: Callable[[list[Reply]], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._call_soon = self._loop.call_soon
@@ -110,7 +110,6 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._on_timeout = on_timeout
         self._on_error = on_error
-        self._on_push = on_push
         self._transport: asyncio.Transport | None = None
         self._reader = Reader(
             protocolError=HiredisError, replyError=cast("Any", error_reply), notEnoughData=_NOTHING
@@ -119,11 +118,13 @@ class Connection(asyncio.Protocol):
         self._out: list[bytes] = []
         self._batches: deque[_Batch] = deque()
         self._inflight = 0
+        self._granted = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._partial = 0
         self._reads = 0
         self._heard_at = self._loop.time()
         self._late = 0.0
+        self._reported_at = float("-inf")
         self._sweep_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed: str | None = None
@@ -188,22 +189,52 @@ class Connection(asyncio.Protocol):
         self._pending.append(entry)
 
     async def _room(self, size: int) -> None:
-        """Wait until enough of what is under way has been answered, in the order of asking."""
+        """Wait until enough of what is under way has been answered, in the order of asking.
+
+        The caller issues in this same turn; what it was granted is booked until then, so that no more are let in.
+        """
         if self._closed is not None:
             raise StoreUnavailable(self._closed)
         turn: asyncio.Future[None] = self._loop.create_future()
-        place = (size, turn)
-        self._waiting.append(place)
+        self._waiting.append((size, turn))
         try:
-            async with asyncio.timeout(self._timeout):
-                await turn
-        except TimeoutError:
-            raise StoreBusy(
-                f"more than {self._limit} bytes are under way to Redis; nothing was sent"
-            ) from None
-        finally:
-            if place in self._waiting:
-                self._waiting.remove(place)
+            await self._wait_for(turn)
+        except BaseException:
+            if not turn.cancel() and turn.exception() is None:
+                self._granted -= size
+            self._let_in()
+            raise
+        self._granted -= size
+
+    async def _wait_for(self, turn: asyncio.Future[None]) -> None:
+        """Wait for one's turn up to the time-out, which time that this loop stood still prolongs."""
+        left = self._timeout
+        while True:
+            started = self._loop.time()
+            await asyncio.wait({turn}, timeout=left)
+            if turn.done():
+                turn.result()
+                return
+            left = self._loop.time() - started - left
+            if left < _PUNCTUAL:
+                break
+        if self.silent_for > self._timeout:
+            self._report_timeout()
+        raise StoreBusy(f"more than {self._limit} bytes are under way to Redis; nothing was sent")
+
+    def _let_in(self) -> None:
+        """Grant room to those who wait, in their order, and forget those who went away."""
+        waiting = self._waiting
+        while waiting:
+            size, turn = waiting[0]
+            if turn.done():
+                waiting.popleft()
+            elif self._inflight + self._granted < self._limit:
+                waiting.popleft()
+                self._granted += size
+                turn.set_result(None)
+            else:
+                return
 
     def _flush(self) -> None:
         """Write what this turn issued, in one go."""
@@ -244,14 +275,14 @@ class Connection(asyncio.Protocol):
             while (reply := gets()) is not _NOTHING:
                 complete = True
                 if reply.__class__ is PushNotification:
-                    if self._on_push is not None:
-                        self._on_push(reply)
                     continue
                 if not pending:
                     self.abort(NO_ROOM if _is_full(reply) else "Redis sent a reply that nothing asked for")
                     return
                 entry = pending[0]
                 if entry.__class__ is _Collector:
+                    if isinstance(reply, CommandError):
+                        self._on_error(reply)
                     if entry.take(reply):
                         pending.popleft()
                         answered += 1
@@ -261,13 +292,14 @@ class Connection(asyncio.Protocol):
                 if isinstance(reply, CommandError):
                     self._on_error(reply)
                     if not entry.done():
-                        entry.set_exception(reply)
+                        entry.set_exception(in_time(reply))
                 elif not entry.done():
                     entry.set_result(reply)
         except HiredisError:
             self.abort("Redis sent something that is not its protocol")
             return
-        self._partial = len(data) if complete else self._partial + len(data)
+        # What follows the last complete reply in this read is left out: it is one read at most.
+        self._partial = 0 if complete else self._partial + len(data)
         if self._partial > self._bounds.max_reply_bytes:
             self._too_large = True
             self.abort(
@@ -288,12 +320,8 @@ class Connection(asyncio.Protocol):
             answered -= batch.left
             self._inflight -= batch.size
             batches.popleft()
-        room = self._limit - self._inflight
-        while self._waiting and room > 0:
-            size, turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                room -= size
+        if self._waiting:
+            self._let_in()
 
     # -- time-outs -----------------------------------------------------------------------------------------------
 
@@ -313,7 +341,7 @@ class Connection(asyncio.Protocol):
             self._arm(due)
             return
         self._sweep_at = now + _ONE_TURN
-        self._sweeper = self._loop.call_at(self._sweep_at, self._expire, self._reads)
+        self._sweeper = self._loop.call_at(self._sweep_at, self._expire)
 
     def _due(self) -> float | None:
         """When the oldest command that nobody has failed yet is late; None when there is none."""
@@ -324,12 +352,11 @@ class Connection(asyncio.Protocol):
         silence = max(batch.issued_at, self._heard_at) + self._timeout
         return min(silence, batch.issued_at + PATIENCE * self._timeout) + self._late
 
-    def _expire(self, seen: int) -> None:
+    def _expire(self) -> None:
         """One turn later, when the socket has been read: fail what is still late."""
         self._sweeper = None
         now = self._loop.time()
-        if self._reads == seen:
-            self._fail_late(now)
+        self._fail_late(now)
         due = self._due()
         if due is not None:
             self._arm(max(due, now + _ONE_TURN))
@@ -346,6 +373,13 @@ class Connection(asyncio.Protocol):
             batch.expired = True
         if failed:
             self._counts.timeouts += failed
+            self._report_timeout()
+
+    def _report_timeout(self) -> None:
+        """Tell the link, once in a time-out however many calls it failed."""
+        now = self._loop.time()
+        if now - self._reported_at >= self._timeout:
+            self._reported_at = now
             self._on_timeout()
 
     def _fail_entry(self, entry: asyncio.Future[Reply] | _Collector) -> bool:
@@ -367,6 +401,10 @@ class Connection(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         return self._closed is not None
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Let what is issued from now on wait this long for its reply."""
+        self._timeout = timeout.total_seconds()
 
     @property
     def heard(self) -> bool:
@@ -422,6 +460,8 @@ def executed(replies: Sequence[Reply]) -> list[Reply]:
     if isinstance(done, list):
         return done
     refused = next((reply for reply in replies[1:-1] if isinstance(reply, CommandError)), done)
+    if isinstance(refused, CommandError) and refused.kind in NOT_NOW:
+        raise in_time(refused)
     raise TransactionAborted(str(refused))
 
 

@@ -9,6 +9,7 @@ its channels are confirmed: what is published after the `Gap` arrives.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -28,6 +29,8 @@ from counterseal.store.base import Gap, Message, Subscription
 from counterseal.store.link import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from counterseal.store.route import Route
 from counterseal.store.target import Target
+
+logger = logging.getLogger(__name__)
 
 _QUIET = 5.0
 _ANSWER_WITHIN = 1.0
@@ -259,7 +262,9 @@ class Feed:
             try:
                 async with self._connected() as session:
                     await self._deliver(session)
-            except (RedisError, OSError, CountersealError):
+            except Exception as error:
+                if not isinstance(error, (RedisError, OSError, CountersealError)):
+                    logger.exception("the pub/sub connection met an unexpected error")
                 if session is not None and session.well:
                     attempt = 0
                     self._note_loss()

@@ -32,7 +32,7 @@ PLAIN: frozenset[Argument] = frozenset(
 def check(command: Command) -> None:
     """Raise `CommandError` unless the command may run on a shared connection."""
     name = _word(command[0])
-    if name in _BLOCKING or (name in _BLOCKING_BY_OPTION and "BLOCK" in map(_word, command[1:])):
+    if name in _BLOCKING or (name in _BLOCKING_BY_OPTION and _has_block(command)):
         raise CommandError(f"ERR {name} waits on the server: run it by block()")
     check_queued(command)
 
@@ -40,8 +40,19 @@ def check(command: Command) -> None:
 def check_queued(command: Command) -> None:
     """Raise `CommandError` unless the command may run inside MULTI/EXEC on a shared connection."""
     name = _word(command[0])
-    if name in _STATEFUL or (name == "CLIENT" and len(command) > 1 and _word(command[1]) in _STATEFUL_CLIENT):
+    sub = _word(command[1]) if len(command) > 1 else ""
+    if (
+        name in _STATEFUL
+        or (name, sub) == ("SCRIPT", "DEBUG")
+        or (name == "CLIENT" and sub in _STATEFUL_CLIENT)
+    ):
         raise CommandError(f"ERR {name} changes the connection, which other tasks share")
+
+
+def _has_block(command: Command) -> bool:
+    """Whether the option BLOCK stands before the streams of XREAD or XREADGROUP."""
+    options = [_word(part) for part in command[4 if _word(command[0]) == "XREADGROUP" else 1 :]]
+    return "BLOCK" in options[: options.index("STREAMS") if "STREAMS" in options else len(options)]
 
 
 def _word(argument: Argument) -> str:

@@ -12,15 +12,17 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from counterseal.core.background import full_jitter
+from counterseal.core.background import Background, full_jitter
 from counterseal.core.errors import (
     CommandError,
     ConfigurationError,
     CountersealError,
+    StoreError,
     StoreTimeout,
     StoreUnavailable,
 )
@@ -29,7 +31,7 @@ from counterseal.store.breaker import Breaker, BreakerPolicy
 from counterseal.store.connection import NO_ROOM, Bounds, Connection
 from counterseal.store.route import Route
 from counterseal.store.target import LOCAL_TIMEOUT, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT, Target
-from counterseal.store.wire import Argument, Command, Reply
+from counterseal.store.wire import NOT_NOW, Argument, Command, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ LONGEST_PAUSE_S = 2.0
 
 _STEADY_AFTER = 1.0
 _DEAD_AFTER = 1.0
+_PUNCTUAL = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,10 @@ class Link:
         self._connection: Connection | None = None
         self._reason = "the store is not open"
         self._lost = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = Background()
         self._connected_at = 0.0
+        self._attempt = 0
+        self._dedicated: set[Connection] = set()
         self.send: Callable[[tuple[Argument, ...]], Awaitable[Reply]] = self._refuse
         """Issue one command: the own method of the connection while calls are let through, so it costs one call."""
 
@@ -127,26 +132,29 @@ class Link:
 
     async def open(self) -> None:
         """Connect and introduce oneself, then keep the connection. Safe to call on an open link."""
-        if self._tasks:
+        if self._connection is not None:
             return
         await self._connect()
-        self._tasks = [
-            asyncio.create_task(self._keep(), name="counterseal: keep the connection"),
-            asyncio.create_task(self.breaker.watch(self._probe), name="counterseal: probe"),
-        ]
+        self.breaker.close()
+        self._background.keep("keep the connection", self._keep)
+        self._background.keep("probe", lambda: self.breaker.watch(self._probe))
 
     async def close(self) -> None:
         """Close the connection and let go of the route."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.close()
         connection, self._connection = self._connection, None
         self._rewire()
         self._reason = "the store is closed"
-        if connection is not None:
-            connection.abort(self._reason)
+        for open_connection in (connection, *self._dedicated):
+            if open_connection is not None:
+                open_connection.abort(self._reason)
         await self.route.close()
+
+    async def retire(self) -> None:
+        """Close once what is under way has been answered, or is late."""
+        with suppress(StoreError):
+            await self.send(("PING",))
+        await self.close()
 
     def renew(self, reason: str) -> None:
         """Give this connection up and make another."""
@@ -154,35 +162,33 @@ class Link:
             self._connection.abort(reason)
 
     async def dedicated(self, timeout: timedelta) -> Connection:
-        """A connection of its own, introduced, for a command that blocks. The caller closes it with `abort`."""
+        """A connection of its own, introduced, for a command that blocks. The caller closes it with `abort`.
+
+        `timeout` is how long that command may take; connecting takes no longer than it does otherwise.
+        """
         target = await self.route.resolve()
-        bounds = replace(self.options.bounds(target), timeout=timeout)
-        connection = await self._dial(target, bounds, on_lost=_ignore, on_timeout=_nothing)
+        connection = await self._dial(
+            target, self.options.bounds(target), on_lost=self._on_dedicated_lost, on_timeout=_nothing
+        )
+        self._dedicated.add(connection)
         try:
             await self._introduce(connection, target)
         except BaseException:
             connection.abort("the server did not accept the connection")
             raise
+        connection.set_timeout(timeout)
         return connection
 
     async def _keep(self) -> None:
-        attempt = 0
         while True:
             await self._lost.wait()
-            if attempt:
-                await asyncio.sleep(full_jitter(attempt, first=FIRST_PAUSE_S, longest=LONGEST_PAUSE_S))
-            lived = asyncio.get_running_loop().time() - self._connected_at
-            if lived > _STEADY_AFTER:
-                attempt = 0
-            attempt += 1
+            if self._attempt:
+                await asyncio.sleep(full_jitter(self._attempt, first=FIRST_PAUSE_S, longest=LONGEST_PAUSE_S))
+            self._attempt += 1
             try:
                 await self._connect()
             except CountersealError as error:
                 self._reason = str(error)
-                continue
-            except Exception:
-                logger.exception("a connection to Redis could not be made")
-                self._reason = "Redis can't be reached"
                 continue
             self.counts.reconnects += 1
             self.breaker.close()
@@ -237,12 +243,17 @@ class Link:
             ) from error
         except OSError as error:
             raise StoreUnavailable(f"Redis can't be reached: {_cause(error)}") from error
+        except ValueError as error:
+            raise ConfigurationError(
+                "REDIS_URL: expected a host that can be looked up; it is no host name"
+            ) from error
         return connection
 
     async def _introduce(self, connection: Connection, target: Target) -> ServerInfo:
         hello: list[str] = ["HELLO", "2"]
-        if target.password is not None:
-            hello += ["AUTH", target.username or "default", target.password.get_secret_value()]
+        if target.password is not None or target.username is not None:
+            password = target.password.get_secret_value() if target.password else ""
+            hello += ["AUTH", target.username or "default", password]
         hello += ["SETNAME", CLIENT_NAME]
         commands: list[Command] = [hello]
         if target.database:
@@ -298,6 +309,8 @@ class Link:
         self._connection = None
         self._rewire()
         self._reason = reason
+        if asyncio.get_running_loop().time() - self._connected_at > _STEADY_AFTER:
+            self._attempt = 0
         self.counts.failures += 1
         self._lost.set()
         logger.warning("Redis is not available: %s", reason)
@@ -309,10 +322,15 @@ class Link:
         else:
             logger.info("Redis answers again: calls are let through")
 
+    def _on_dedicated_lost(self, connection: Connection, reason: str) -> None:
+        self._dedicated.discard(connection)
+
     def _on_timeout(self) -> None:
-        self.breaker.failed()
         connection = self._connection
-        if connection is not None and connection.silent_for > _DEAD_AFTER:
+        if connection is None:
+            return  # of an introduction: no call was failed
+        self.breaker.failed()
+        if connection.silent_for > _DEAD_AFTER:
             connection.abort("Redis has been silent for too long")
 
     def _on_error(self, error: CommandError) -> None:
@@ -340,8 +358,8 @@ def _refused(error: CommandError) -> CountersealError:
         return ConfigurationError("REDIS_URL: expected the server's password; none is given")
     if "max number of clients" in text:
         return StoreUnavailable(NO_ROOM)
-    if error.kind in ("LOADING", "BUSY", "MASTERDOWN"):
-        return StoreUnavailable(f"Redis is not ready: {error.kind.lower()}")
+    if error.kind in NOT_NOW:
+        return StoreUnavailable(f"Redis can't serve now ({error.kind})")
     if "unknown command" in text:
         return too_old("redis", ())
     return ConfigurationError(
@@ -360,7 +378,7 @@ async def _within(seconds: float, dialing: Coroutine[Any, Any, Dialed]) -> Diale
         while not task.done():
             started = loop.time()
             done, _ = await asyncio.wait({task}, timeout=seconds)
-            if not done and loop.time() - started < 1.5 * seconds:
+            if not done and loop.time() - started < seconds + _PUNCTUAL:
                 raise TimeoutError  # noqa: TRY301 - handled with every other way out
     except BaseException:
         task.cancel()
@@ -385,10 +403,6 @@ def _cause(error: OSError) -> str:
     if isinstance(error, socket.gaierror):
         return "the host name can't be resolved"
     return os.strerror(error.errno).lower() if error.errno else "none of its addresses answers"
-
-
-def _ignore(connection: Connection, reason: str) -> None:
-    return
 
 
 def _nothing() -> None:

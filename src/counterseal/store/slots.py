@@ -30,8 +30,8 @@ _COUNTED = {
 }
 """Commands whose keys follow a count, and where that count stands."""
 
-_SECOND = frozenset(("BITOP", "OBJECT", "XINFO", "XGROUP", "MEMORY"))
-"""Commands whose first key is their second argument."""
+_LATER = {"BITOP": 2, "OBJECT": 2, "XINFO": 2, "XGROUP": 2, "MEMORY": 2, "MIGRATE": 3}
+"""Commands whose first key is not their first argument, and where it stands."""
 
 _AFTER_STREAMS = frozenset(("XREAD", "XREADGROUP"))
 
@@ -46,13 +46,12 @@ def key_of(command: Command) -> bytes | None:
         if len(command) <= position + 1 or _text(command[position]) == "0":
             return None
         return _bytes(command[position + 1])
-    if name in _SECOND:
-        return _bytes(command[2]) if len(command) > 2 else None
+    position = _LATER.get(name, 1)
     if name in _AFTER_STREAMS:
+        first = 4 if name == "XREADGROUP" else 1  # behind the names of group and consumer
         words = [_text(part).upper() for part in command]
-        position = words.index("STREAMS") + 1 if "STREAMS" in words else len(words)
-        return _bytes(command[position]) if position < len(words) else None
-    return _bytes(command[1])
+        position = words.index("STREAMS", first) + 1 if "STREAMS" in words[first:] else len(words)
+    return _bytes(command[position]) if position < len(command) else None
 
 
 def slot_of(command: Command) -> int | None:

@@ -31,6 +31,8 @@ from counterseal.core.settings import split_url
 LOCAL_TIMEOUT = timedelta(milliseconds=50)
 REMOTE_CONNECT_TIMEOUT = timedelta(seconds=1)
 REMOTE_READ_TIMEOUT = timedelta(milliseconds=250)
+MAX_SOCKET_PATH = 103
+"""Bytes of a Unix socket's path that every system takes."""
 
 _TLS_OPTIONS = frozenset(
     ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
@@ -93,7 +95,10 @@ class RedisAddress:
 
 def parse_redis_url(url: str) -> RedisAddress:
     """Understand a `REDIS_URL`. Raises `ConfigurationError` that names the setting and shows nothing of the URL."""
-    parts = split_url(url)
+    try:
+        parts = split_url(url)
+    except ValueError:
+        raise _fault("expected a Redis URL", "one that can't be understood") from None
     scheme, _, kind = parts.scheme.partition("+")
     kind = kind or "single"
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
@@ -147,6 +152,8 @@ def _single(url: str, scheme: str, database_text: str) -> RedisAddress:
     except ValueError:
         raise _fault("expected a Redis URL", "one that can't be understood") from None
     password = found.get("password")
+    if len(str(found.get("path", "")).encode()) > MAX_SOCKET_PATH:
+        raise _fault(f"expected a socket's path of at most {MAX_SOCKET_PATH} bytes", "a longer one")
     target = Target(
         host=str(found.get("host", "localhost")),
         port=int(found.get("port", 6379)),
@@ -180,7 +187,7 @@ def _host_and_port(entry: str, *, default: int) -> tuple[str, int]:
 def _database(text: str) -> int:
     if not text:
         return 0
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise _fault("expected the number of a database", "something else")
     return int(text)
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
+from counterseal.core.background import Background
 from counterseal.core.clock import Clock
 from counterseal.core.errors import CommandError, ConfigurationError, ScriptMissing, StoreUnavailable
 from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
@@ -34,7 +35,9 @@ class NativeStore(Store):
         self.link = Link(route, options, counts=self.counts)
         self.clock = StoreClock(clock)
         self._feed = Feed(route)
-        self._keeper: asyncio.Task[None] | None = None
+        self._background = Background()
+        self._life = asyncio.Lock()
+        self._open = False
 
     @property
     def server(self) -> ServerInfo:
@@ -49,23 +52,27 @@ class NativeStore(Store):
         return self.link.available
 
     async def open(self) -> None:
-        if self._keeper is not None:
-            return
-        try:
-            await self.link.open()
-            self._check_mode()
-            await read_first_time(self.clock, self._time)
-        except BaseException:
-            await self.close()
-            raise
-        self._feed.open()
-        self._keeper = asyncio.create_task(self.clock.keep(self._time), name="counterseal: read the clock")
+        async with self._life:
+            if self._open:
+                return
+            try:
+                await self.link.open()
+                self._check_mode()
+                await read_first_time(self.clock, self._time)
+            except BaseException:
+                await self._close()
+                raise
+            self._feed.open()
+            self._background.keep("read the clock", lambda: self.clock.keep(self._time))
+            self._open = True
 
     async def close(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+        async with self._life:
+            await self._close()
+
+    async def _close(self) -> None:
+        self._open = False
+        await self._background.close()
         await self._feed.close()
         await self.link.close()
 
@@ -120,7 +127,7 @@ async def read_first_time(clock: StoreClock, time: Callable[[], Awaitable[tuple[
     """Take a clock's first reading. A server that refuses it is a `ConfigurationError`."""
     try:
         await clock.read(time)
-    except CommandError as error:
+    except CommandError as error:  # what passes by itself is StoreUnavailable
         raise ConfigurationError(
             f"REDIS_URL: expected a user who may run TIME; the server answered {error.kind}"
         ) from error

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, cast
 
 import hiredis
 
-from counterseal.core.errors import CommandError, ScriptMissing
+from counterseal.core.errors import CommandError, ScriptMissing, StoreUnavailable
 
 Argument: TypeAlias = str | bytes | int | float
 """A part of a command. Text is sent as UTF-8, numbers as their Python text."""
@@ -31,14 +31,25 @@ def pack(command: Command) -> bytes:
         raise TypeError("a command's text must be encodable as UTF-8 (it has a lone surrogate)") from fault
 
 
+NOT_NOW = frozenset(("LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "UNBLOCKED"))
+"""Kinds of errors by which a server says that it can't serve now; they say nothing about the command."""
+
+
 def error_reply(message: str | bytes) -> CommandError:
     """The error that stands for an error reply of the server."""
     text = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
     return ScriptMissing(text) if text.startswith("NOSCRIPT") else CommandError(text)
 
 
+def in_time(error: CommandError) -> CommandError | StoreUnavailable:
+    """The error to raise for an error reply: `StoreUnavailable` when the server only can't serve now."""
+    if error.kind in NOT_NOW:
+        return StoreUnavailable(f"Redis can't serve now ({error.kind})")
+    return error
+
+
 def raised(reply: Reply) -> Reply:
     """The reply, unless it is an error that stood in its place in a list: that is raised."""
     if isinstance(reply, CommandError):
-        raise reply
+        raise in_time(reply)
     return reply
