@@ -417,6 +417,34 @@ async def test_every_error_is_a_problem_that_shows_no_cause(
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.parametrize(
+    "error", [CommandError("ERR hunter2"), CodecError("hunter2"), RuntimeError("hunter2")]
+)
+async def test_what_an_answer_500_leaves_to_the_log_is_there_once(
+    site: Site, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        raise error
+
+    site.app.add_api_route("/fail", fail)
+    problem(await site.client.get("/fail"), 500, getattr(error, "code", "internal_error"))
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == "a request to /fail failed"
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
+async def test_an_outage_is_no_error_of_a_request_in_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        raise StoreUnavailable("away")
+
+    site.app.add_api_route("/fail", fail)
+    problem(await site.client.get("/fail"), 503, "store_unavailable")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_an_invalid_request_is_told_what_was_expected_and_not_what_came(site: Site) -> None:
     async def take(count: int) -> int:
         return count
@@ -434,6 +462,25 @@ async def test_a_path_that_is_not_there_and_a_wrong_method_are_problems(site: Si
     answer = await site.client.delete("/health/live")
     problem(answer, 405, "method_not_allowed")
     assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD"}
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        (HEALTH, {"GET", "HEAD", "POST"}),
+        ("/metrics", {"GET", "HEAD"}),
+        ("/static/style.css", {"GET", "HEAD"}),
+    ],
+)
+@pytest.mark.parametrize("base", ["", "/below"])
+async def test_a_refused_method_is_told_every_method_of_the_path(
+    site: Site, path: str, methods: set[str], base: str
+) -> None:
+    transport = httpx.ASGITransport(site.app, root_path=base)
+    async with httpx.AsyncClient(transport=transport, base_url="http://counterseal") as client:
+        answer = await client.delete(base + path)
+    problem(answer, 405, "method_not_allowed")
+    assert sorted(answer.headers["Allow"].split(", ")) == sorted(methods)
 
 
 @pytest.mark.parametrize("path", ["/", HEALTH, "/metrics", "/static/style.css", "/nothing", "/openapi.json"])

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from counterseal.core.errors import (
     CountersealError,
@@ -30,6 +32,8 @@ from counterseal.core.errors import (
     StoreUnavailable,
     UnknownName,
 )
+
+logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
@@ -118,10 +122,17 @@ def install_problems(app: FastAPI) -> None:
         return problem_response(error)
 
     async def ours(request: Request, error: Any) -> Response:
-        return problem_response(describe(error))
+        problem = describe(error)
+        if problem.status is HTTPStatus.INTERNAL_SERVER_ERROR:
+            route = getattr(request.scope.get("route"), "path", "(none)")
+            logger.error("a request to %s failed", route, exc_info=error)
+        return problem_response(problem)
 
     async def of_http(request: Request, error: Any) -> Response:
-        return problem_response(_from_http(error))
+        problem = _from_http(error)
+        if problem.status is HTTPStatus.METHOD_NOT_ALLOWED:
+            problem.headers["Allow"] = _allowed(app, request) or problem.headers.get("Allow", "GET")
+        return problem_response(problem)
 
     async def of_validation(request: Request, error: Any) -> Response:
         return problem_response(_from_validation(error))
@@ -130,6 +141,15 @@ def install_problems(app: FastAPI) -> None:
     app.add_exception_handler(CountersealError, ours)
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(RequestValidationError, of_validation)
+
+
+def _allowed(app: FastAPI, request: Request) -> str:
+    """The methods of every route with this path; the first such route refuses a method and names only its own."""
+    methods: set[str] = set()
+    for route in app.routes:
+        if route.matches(request.scope)[0] is Match.PARTIAL:
+            methods |= getattr(route, "methods", None) or set()
+    return ", ".join(sorted(methods))
 
 
 def _from_http(error: HTTPException) -> Problem:
