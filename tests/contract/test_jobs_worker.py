@@ -14,7 +14,7 @@ from counterseal.core.errors import CodecError, StoreError, UnknownName
 from counterseal.jobs.job import Job, State
 from counterseal.jobs.service import DEFAULT_QUEUE, Jobs
 from counterseal.jobs.types import EMAIL, NOTIFICATION, PROBE
-from counterseal.jobs.worker import Task, Worker
+from counterseal.jobs.worker import Task, Worker, do_nothing
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
 from support.servers import Server
@@ -342,3 +342,21 @@ async def test_a_worker_may_begin_while_its_server_is_away(servers: Callable[...
             server.start()
             await eventually(lambda: store.available, within=20)
             assert (await jobs.run_probe(SOON)).state is State.COMPLETED
+
+
+async def test_a_worker_that_may_not_listen_says_so_once_and_finds_its_jobs_by_looking(
+    servers: Callable[..., Server], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = servers(acl=["deaf on >secret ~* &* +@all -subscribe"])
+    async with native_store(server, user="deaf", password="secret") as store:
+        jobs = Jobs(store, keys=KEYS)
+        async with Worker(store, keys=KEYS, handlers={EMAIL: do_nothing}, poll=timedelta(milliseconds=20)):
+            await eventually(lambda: refusals(server) >= 3)
+            identifier = await jobs.enqueue(EMAIL, {})
+            await eventually(in_state(jobs, identifier, State.COMPLETED))
+    assert caplog.text.count("new jobs can't be listened for") == 1
+
+
+def refusals(server: Server) -> int:
+    """How often a server has refused a command to somebody who may not use it."""
+    return int(server.info("errorstats").get("errorstat_NOPERM", "count=0").removeprefix("count="))

@@ -213,8 +213,14 @@ class Worker:
                     async for message in messages:
                         if isinstance(message, Gap) or message.data in self._wanted:
                             self._wake.set()
-            except StoreError:
+            except StoreError as fault:
                 failures += 1
+                if failures == 1:
+                    logger.warning(
+                        "new jobs can't be listened for, so they are looked for every %g s: %s",
+                        self._poll_s,
+                        fault,
+                    )
             await asyncio.sleep(full_jitter(failures + 1, longest=self._poll_s))
 
 
