@@ -173,6 +173,18 @@ async def test_a_server_over_rest_is_examined_as_far_as_it_tells(valkey: Server)
     assert found["latency"].status is not State.FAULT
 
 
+async def test_channels_that_a_counterseal_over_rest_keeps_to_itself_need_another_namespace(
+    valkey: Server,
+) -> None:
+    async with gateway_on(valkey, reserved="cs:") as gateway, gateway.rest_store() as store:
+        finding = (await examined(store))["rights"]
+        other = (await examined(store, COUNTERSEAL_NAMESPACE="mine"))["rights"]
+    assert finding.status is State.FAULT
+    assert finding.found.startswith("may not publish (")
+    assert finding.advice.startswith("set another COUNTERSEAL_NAMESPACE")
+    assert other.status is State.OK
+
+
 async def test_the_doctor_leaves_no_key(valkey: Server) -> None:
     async with store_on(valkey) as store:
         await examined(store)

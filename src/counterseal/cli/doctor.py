@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -225,22 +225,24 @@ async def check_rights(store: Store, keys: Keys) -> Finding:
         ("publish", lambda: store.command("PUBLISH", probe, "1")),
         ("delete", lambda: store.command("DEL", probe)),
     )
-    refused: list[str] = []
+    refused: dict[str, str] = {}
     for name, step in steps:
         try:
             await step()
         except CommandError as refusal:
-            refused.append(f"{name} ({refusal.kind})")
+            refused[name] = refusal.kind
     if refused:
-        return Finding(
-            "rights",
-            State.FAULT,
-            f"may not {', '.join(refused)}",
-            "use a token that is not read-only"
-            if store.kind == "rest"
-            else "give the user +@all -@dangerous on ~* &*",
-        )
+        found = ", ".join(f"{name} ({kind})" for name, kind in refused.items())
+        return Finding("rights", State.FAULT, f"may not {found}", _advise(store, refused))
     return Finding("rights", State.OK, "may write, run scripts, publish and delete")
+
+
+def _advise(store: Store, refused: Collection[str]) -> str:
+    if store.kind != "rest":
+        return "give the user +@all -@dangerous on ~* &*"
+    if set(refused) == {"publish"}:
+        return "set another COUNTERSEAL_NAMESPACE: a counterseal that serves Redis over REST keeps its own channels"
+    return "use a token that may do all of this"
 
 
 async def check_latency(store: Store) -> Finding:
