@@ -15,6 +15,7 @@ from counterseal.store.cluster import ClusterStore
 from counterseal.store.link import LinkOptions
 from counterseal.store.scripts import parse_script
 from counterseal.store.target import parse_redis_url
+from counterseal.store.topology import Topology
 from counterseal.store.wire import raised
 from support.cluster import Cluster, Node
 from support.waiting import eventually
@@ -408,3 +409,30 @@ async def test_a_subscriber_whose_node_died_is_told_of_the_gap_and_hears_another
         survivor.execute("PUBLISH", "channel", "after")
         async with asyncio.timeout(5):
             assert await anext(messages) == Message("channel", b"after")
+
+
+@pytest.mark.parametrize("turns", range(0, 24, 2))
+async def test_closing_in_the_middle_of_a_reading_of_the_topology_comes_to_an_end(
+    cluster: Cluster, turns: int
+):
+    async with asyncio.timeout(10):
+        async with connected(cluster) as store:
+            store._stale.set()
+            while not store._topology._reading.locked():
+                await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("turns", range(0, 24, 2))
+async def test_a_cancelled_reading_of_the_topology_is_cancelled(cluster: Cluster, turns: int):
+    topology = Topology(parse_redis_url(cluster.url))
+    await topology.read()
+    reading = asyncio.create_task(topology.read())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    over = reading.done()
+    reading.cancel()
+    await asyncio.wait({reading})
+    assert reading.cancelled() or over
+    await topology.close()

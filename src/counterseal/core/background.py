@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, TypeVar
 
 logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
+_AGAIN_S: Final = 0.1
+
+T = TypeVar("T")
 
 
 def full_jitter(attempt: int, *, first: float = _FIRST_PAUSE_S, longest: float = _LONGEST_PAUSE_S) -> float:
@@ -29,6 +32,30 @@ async def wait_for_event(event: asyncio.Event, seconds: float) -> bool:
     return True
 
 
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended.
+
+    Again and again, because a cancellation may be lost: `asyncio.wait_for` of Python 3.11, which libraries use,
+    swallows one that meets the end of what it waits for.
+    """
+    running = {task for task in tasks if not task.done()}
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=_AGAIN_S)
+
+
+async def apart(work: Coroutine[Any, Any, T]) -> T:
+    """Let a library work in a task of its own, so that whatever it does with a cancellation, the caller's is kept."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        await end((task,))
+        raise
+    return task.result()
+
+
 class Background:
     """Tasks of one owner. A loop that raises is logged and started again; `close` ends them all."""
 
@@ -44,10 +71,7 @@ class Background:
 
     async def close(self) -> None:
         """Cancel what still runs and wait until it has ended. Safe to call twice."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._tasks)
 
     @staticmethod
     async def _kept(name: str, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:

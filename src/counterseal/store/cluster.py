@@ -10,9 +10,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
-from counterseal.core.background import Background
+from counterseal.core.background import Background, end
 from counterseal.core.clock import Clock
 from counterseal.core.errors import (
     CommandError,
@@ -104,10 +103,7 @@ class ClusterStore(Store):
     async def _close(self) -> None:
         self._open = False
         await self._background.close()
-        tasks: list[asyncio.Task[Any]] = [*self._opening.values(), *self._retiring]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end((*self._opening.values(), *self._retiring))
         await self._feed.close()
         links, self._links = self._links, {}
         await asyncio.gather(*(link.close() for link in links.values()))
@@ -323,7 +319,7 @@ class ClusterStore(Store):
 
     async def _follow(self) -> None:
         """Read the topology again when something shows that it changed, at most ten times a second."""
-        while True:
+        while self._open:
             try:
                 async with asyncio.timeout(_LOOK_EVERY):
                     await self._stale.wait()

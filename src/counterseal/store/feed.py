@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Protocol, cast
@@ -23,7 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from counterseal.core.background import full_jitter
+from counterseal.core.background import apart, end, full_jitter
 from counterseal.core.errors import CountersealError, StoreUnavailable, SubscriberTooSlow
 from counterseal.store.base import Gap, Message, Subscription
 from counterseal.store.link import FIRST_PAUSE_S, LONGEST_PAUSE_S
@@ -124,12 +124,12 @@ class _Session:
         self.asked: Counter[str] = Counter()
         self.well = False
 
-    def ask(self, channels: Sequence[str]) -> Awaitable[object]:
+    def ask(self, channels: Sequence[str]) -> Coroutine[Any, Any, None]:
         """Ask for channels. They count as asked for from the call on, before anything is sent."""
         self.asked.update(channels)
         return self._write(self._pubsub.subscribe, *channels)
 
-    def leave(self, channels: Sequence[str]) -> Awaitable[object]:
+    def leave(self, channels: Sequence[str]) -> Coroutine[Any, Any, None]:
         """Let channels go."""
         return self._write(self._pubsub.unsubscribe, *channels)
 
@@ -246,9 +246,8 @@ class Feed:
     async def _stop(self) -> None:
         reader, self._reader = self._reader, None
         self._session = None
-        while reader is not None and not reader.done():
-            reader.cancel()  # again, because redis-py may swallow a cancellation that meets the end of a time-out
-            await asyncio.wait({reader}, timeout=0.1)
+        if reader is not None:
+            await end((reader,))
 
     def _all(self) -> set[Inbox]:
         return {inbox for inboxes in self._inboxes.values() for inbox in inboxes}
@@ -343,12 +342,9 @@ class Feed:
                 inbox.put(Gap(inbox.channels))
 
 
-async def _apart(asking: Awaitable[object]) -> None:
-    """Let redis-py work in a task of its own: whatever it does with a cancellation, this caller's is its own."""
-    task = asyncio.ensure_future(asking)
-    await asyncio.wait({task})
+async def _apart(asking: Coroutine[Any, Any, object]) -> None:
     try:
-        task.result()
+        await apart(asking)
     except (RedisError, OSError) as error:
         raise StoreUnavailable("Redis can't be listened to") from error
 

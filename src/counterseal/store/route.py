@@ -10,6 +10,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
+from counterseal.core.background import apart
 from counterseal.core.errors import ConfigurationError, CountersealError, StoreUnavailable
 from counterseal.store.embedded import EmbeddedServer
 from counterseal.store.target import RedisAddress, Target
@@ -95,7 +96,7 @@ class SentinelRoute:
 
     async def resolve(self) -> Target:
         try:
-            host, port = cast("tuple[str, int]", await self._sentinel.discover_master(self._service))
+            host, port = await apart(self._discover())
         except (RedisError, OSError) as error:
             raise await self._cause() from error
         template = self._address.template
@@ -107,6 +108,9 @@ class SentinelRoute:
             password=template.password,
             tls=template.tls,
         )
+
+    async def _discover(self) -> tuple[str, int]:
+        return cast("tuple[str, int]", await self._sentinel.discover_master(self._service))
 
     async def close(self) -> None:
         for sentinel in self._sentinel.sentinels:

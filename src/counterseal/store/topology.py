@@ -17,6 +17,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from counterseal.core.background import apart
 from counterseal.core.errors import ConfigurationError, CountersealError, StoreUnavailable
 from counterseal.store.link import untrusted
 from counterseal.store.target import RedisAddress
@@ -54,17 +55,7 @@ class Topology:
         """
         async with self._reading:
             try:
-                client = self._client
-                if client is None:
-                    client = RedisCluster(
-                        startup_nodes=[ClusterNode(host, port) for host, port in self._nodes],
-                        require_full_coverage=False,
-                        **self._options,
-                    )
-                    self._client = client
-                    await client.initialize()
-                else:
-                    await client.nodes_manager.initialize()
+                client = await apart(self._refreshed())
             except (RedisError, RedisClusterException, OSError) as error:
                 await self._drop()
                 raise _cause(error) from error
@@ -76,6 +67,19 @@ class Topology:
                 if nodes:
                     places[slot] = (str(nodes[0].host), int(nodes[0].port))
             return places
+
+    async def _refreshed(self) -> RedisCluster:
+        client = self._client
+        if client is not None:
+            await client.nodes_manager.initialize()
+            return client
+        client = self._client = RedisCluster(
+            startup_nodes=[ClusterNode(host, port) for host, port in self._nodes],
+            require_full_coverage=False,
+            **self._options,
+        )
+        await client.initialize()
+        return client
 
     async def close(self) -> None:
         """Let go of the connections used for reading."""
