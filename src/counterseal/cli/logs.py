@@ -5,9 +5,12 @@ Everything in the process that logs, through structlog or through `logging`, com
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import sys
-from urllib.parse import unquote
+from collections.abc import Iterator
+from urllib.parse import quote, unquote, unquote_plus
 
 import structlog
 from pydantic import BaseModel, SecretStr
@@ -15,10 +18,12 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from counterseal.core.settings import Environment, Settings, split_url
 
-_QUIET = ("uvicorn", "uvicorn.error", "asyncio", "httpx", "httpcore")
+_QUIET = ("uvicorn", "uvicorn.error", "asyncio", "httpx", "httpcore", "aiosqlite")
 """Loggers of libraries that are heard from `warning` on."""
 _SHORTEST = 4
 """A shorter secret is no secret, and hiding it would tear holes into every line."""
+_OPEN_OPTIONS = re.compile(r"ssl\w*|db|sentinel_username|application_name|connect_timeout|pgbouncer")
+"""Options of URLs whose values are no secrets; what is not known may be a password under a mistyped name."""
 
 
 class Masked:
@@ -26,7 +31,8 @@ class Masked:
 
     def __init__(self, render: Processor, secrets: frozenset[str]) -> None:
         self._render = render
-        self._secrets = sorted(secrets, key=len, reverse=True)
+        written = {form for secret in secrets for form in _written(secret)}
+        self._secrets = sorted(written, key=len, reverse=True)
 
     def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
         line = str(self._render(logger, name, event))
@@ -66,7 +72,7 @@ def configure_logs(settings: Settings) -> None:
 
 
 def secrets_of(settings: BaseModel) -> frozenset[str]:
-    """Every secret in the settings: keys, tokens, URLs, and the passwords in URLs as they stand and unquoted."""
+    """Every secret in the settings: keys, tokens, URLs, and the passwords in URLs, percent-encoded or not."""
     found: set[str] = set()
     for name in type(settings).model_fields:
         value = getattr(settings, name)
@@ -75,11 +81,29 @@ def secrets_of(settings: BaseModel) -> frozenset[str]:
         elif isinstance(value, SecretStr):
             text = value.get_secret_value()
             found.add(text)
-            found.update(part.partition(":")[2] for part in text.split(",") if "://" not in text)
-            password = split_url(text).password if "://" in text else None
-            if password:
-                found.update((password, unquote(password)))
+            if "://" in text:
+                found.update(_in_url(text))
+            else:
+                found.update(part.partition(":")[2] for part in text.split(","))
     return frozenset(secret for secret in found if len(secret) >= _SHORTEST)
+
+
+def _in_url(url: str) -> Iterator[str]:
+    parts = split_url(url)
+    passwords = [parts.password or ""]
+    for option in parts.query.split("&"):
+        name, _, value = option.partition("=")
+        if not _OPEN_OPTIONS.fullmatch(unquote(name)):
+            passwords.append(value)
+    for password in passwords:
+        yield from (password, unquote(password), unquote_plus(password))
+
+
+def _written(secret: str) -> Iterator[str]:
+    """How a secret may stand in a line: as it is, in a URL, in a repr, and each of these in JSON."""
+    for form in (secret, quote(secret, safe=""), repr(secret)[1:-1], repr('"' + secret)[2:-1]):
+        yield form
+        yield json.dumps(form)[1:-1]
 
 
 def _rendering(settings: Settings) -> list[Processor]:
