@@ -6,9 +6,8 @@ the official clients do not follow. Every answer but that to a refused method is
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -58,8 +57,7 @@ class RedisRest:
 
     `tokens` open it. `admin` runs CONFIG and INFO where the user of `store` may not. `database` is the index behind
     the client's database 0, `reserved` a prefix of channels that are neither delivered nor accepted, and `may_copy`
-    says whether the user of `store` may run COPY. `recover` is awaited after the store was not available, before the
-    next request is answered: `confine` brings back a user that a restarted server has forgotten.
+    says whether the user of `store` may run COPY.
     """
 
     def __init__(
@@ -72,7 +70,6 @@ class RedisRest:
         reserved: str = "",
         may_copy: bool = True,
         limits: RestLimits | None = None,
-        recover: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._access = AccessTokens(tokens)
         self._limits = limits or RestLimits()
@@ -86,9 +83,6 @@ class RedisRest:
             max_lag=self._limits.stream_lag_bytes,
         )
         self._sync = SyncTokens()
-        self._recover = recover
-        self._broken = False
-        self._mending = asyncio.Lock()
 
     @property
     def stream_count(self) -> int:
@@ -136,8 +130,6 @@ class RedisRest:
             await exchange.answer(401, encode_error(REFUSED))
             return
         try:
-            if self._broken and self._recover is not None:
-                await self._mend(self._recover)
             await self._route(exchange, [item for item in query if item[0] != b"_token"])
         except StoreTimeout:
             await self._unavailable(
@@ -150,13 +142,6 @@ class RedisRest:
         except SubscriberTooSlow:
             return
 
-    async def _mend(self, recover: Callable[[], Awaitable[object]]) -> None:
-        """Recover once, however many requests are waiting for it."""
-        async with self._mending:
-            if self._broken:
-                await recover()
-                self._broken = False
-
     def _admitted(self, exchange: Exchange, query: Sequence[tuple[bytes, bytes | None]]) -> bool:
         token = next((value or b"" for name, value in query if name == b"_token"), None)
         if token is None:
@@ -165,7 +150,6 @@ class RedisRest:
         return self._access.admits(token)
 
     async def _unavailable(self, exchange: Exchange, text: str) -> None:
-        self._broken = True
         if not exchange.started:
             await exchange.answer(503, encode_error(text))
 

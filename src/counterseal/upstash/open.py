@@ -25,11 +25,16 @@ COMMAND_TIMEOUT = timedelta(seconds=30)
 
 
 class ConfinedRoute:
-    """The server that another route finds, to be entered as the confined user."""
+    """The server that another route finds, to be entered as the confined user.
 
-    def __init__(self, route: Route, credentials: Credentials) -> None:
+    A server that restarted may have forgotten that user, and a new primary may never have known it, so it is made sure
+    of before every connection, through the store that stands beside.
+    """
+
+    def __init__(self, route: Route, credentials: Credentials, *, admin: Store) -> None:
         self._route = route
         self._credentials = credentials
+        self._admin = admin
 
     @property
     def description(self) -> str:
@@ -38,6 +43,7 @@ class ConfinedRoute:
     async def resolve(self) -> Target:
         given = self._credentials
         target = await self._route.resolve()
+        await confine(self._admin, database=given.database, credentials=given)
         return replace(target, username=given.username, password=given.password, database=given.database)
 
     async def close(self) -> None:
@@ -61,7 +67,7 @@ async def open_redis_rest(store: Store, settings: Settings) -> AsyncGenerator[Re
         )
     database = await _database(store, settings)
     credentials = await confine(store, database=database)
-    route = ConfinedRoute(store.link.route, credentials)
+    route = ConfinedRoute(store.link.route, credentials, admin=store)
     options = replace(link_options(settings), command_timeout=COMMAND_TIMEOUT)
     async with NativeStore(route, options) as own:
         rest = RedisRest(
@@ -71,7 +77,6 @@ async def open_redis_rest(store: Store, settings: Settings) -> AsyncGenerator[Re
             database=database,
             reserved=f"{settings.namespace}:",
             may_copy=credentials.may_copy,
-            recover=lambda: confine(store, database=database, credentials=credentials),
         )
         try:
             yield rest
