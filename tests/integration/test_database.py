@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,18 @@ async def test_without_a_url_it_is_a_sqlite_file_in_the_data_folder(tmp_path: Pa
         assert await scalar(made, "PRAGMA busy_timeout") == 5000
         assert await scalar(made, "PRAGMA synchronous") == 2
     assert folder.stat().st_mode & 0o077 == 0
+
+
+async def test_nobody_else_may_read_what_sqlite_keeps(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        async with database(None, tmp_path) as made, made.begin() as connection:
+            await connection.execute(text("CREATE TABLE seen (id INTEGER)"))
+            rights = {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert rights == {f"counterseal.db{end}": 0o600 for end in ("", "-wal", "-shm")}
 
 
 async def test_what_sqlite_keeps_is_there_when_it_is_opened_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
@@ -163,7 +164,10 @@ def _make_sqlite(data_dir: Path) -> None:
     """Make the folder and the file where they are missing, and see that they can be used."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with closing(sqlite3.connect(data_dir / SQLITE_FILE)) as connection:
+        file = data_dir / SQLITE_FILE
+        # SQLite would let everybody read it, and gives the files beside it the same rights.
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        with closing(sqlite3.connect(file)) as connection:
             for pragma in _SQLITE_PRAGMAS:
                 connection.execute(pragma)
     except (sqlite3.Error, OSError) as fault:
