@@ -258,8 +258,9 @@ async def test_a_blocking_command_that_waits_in_vain_answers_none(store: Store):
     await store.command("SET", "{b}text", 1, *TTL)
     with pytest.raises(CommandError, match="WRONGTYPE"):
         await store.block("BLPOP", "{b}text", 1, timeout=LONG)
-    with pytest.raises(StoreTimeout):
-        await store.block("BLPOP", "{b}list", 8, timeout=timedelta(milliseconds=50))
+    async with asyncio.timeout(3):
+        with pytest.raises(StoreTimeout, match="50 ms"):
+            await store.block("BLPOP", "{b}list", 8, timeout=timedelta(milliseconds=50))
     assert store.available
 
 

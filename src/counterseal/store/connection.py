@@ -403,8 +403,11 @@ class Connection(asyncio.Protocol):
         return self._closed is not None
 
     def set_timeout(self, timeout: timedelta) -> None:
-        """Let what is issued from now on wait this long for its reply."""
+        """Let what is issued from now on wait this long for its reply. Only while nothing is under way."""
         self._timeout = timeout.total_seconds()
+        if self._sweeper is not None:
+            self._sweeper.cancel()  # it looks when the former time-out would end
+            self._sweeper = None
 
     @property
     def heard(self) -> bool:
