@@ -141,6 +141,14 @@ def test_a_file_that_is_no_text_is_a_fault(tmp_path: Path, monkeypatch: pytest.M
         Settings.load()
 
 
+def test_a_line_of_the_file_that_is_no_setting_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text(f"# a comment\nexport COUNTERSEAL_PROCESSES=2\nREDIS_URL redis://u:{HUSH}@h\n")
+    with pytest.raises(ConfigurationError) as caught:
+        Settings.load()
+    assert caught.value.faults == (".env: expected NAME=value in line 3; came: something else",)
+
+
 def test_no_secret_is_in_a_repr():
     variables = {
         "REDIS_URL": f"redis://u:{HUSH}@h",

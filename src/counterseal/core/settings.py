@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -315,13 +315,23 @@ class Settings(_Group):
 def _read(variables: Mapping[str, str] | None) -> dict[str, str]:
     if variables is not None:
         return dict(variables)
+    return {**_read_file(Path(ENVIRONMENT_FILE)), **os.environ}
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    """The variables of a `.env` file, as they stand; none when there is no such file."""
     try:
-        from_file = dotenv_values(ENVIRONMENT_FILE, interpolate=False)
+        with path.open(encoding="utf-8") as file:
+            lines = list(parse_stream(file))
+    except FileNotFoundError:
+        return {}
     except (OSError, UnicodeDecodeError):
+        raise ConfigurationError(f"{path}: expected UTF-8 text that may be read; it can't be") from None
+    if faults := [line.original.line for line in lines if line.error]:
         raise ConfigurationError(
-            f"{ENVIRONMENT_FILE}: expected UTF-8 text that may be read; it can't be"
-        ) from None
-    return {**{name: value or "" for name, value in from_file.items()}, **os.environ}
+            [f"{path}: expected NAME=value in line {number}; came: something else" for number in faults]
+        )
+    return {line.key: line.value or "" for line in lines if line.key}
 
 
 def _aliases(group: type[_Group]) -> dict[str, str]:
