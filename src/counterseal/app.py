@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from counterseal.analytics.service import Analytics
-from counterseal.cache.kind import Kind
+from counterseal.cache.kind import KINDS, Kind, configured
 from counterseal.cache.service import Cache
 from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import Settings
@@ -19,22 +19,30 @@ from counterseal.jobs.worker import Handler, Worker
 from counterseal.store.keys import Keys
 from counterseal.store.open import open_store
 
+_T = TypeVar("_T")
+
 
 class Counterseal:
     """All services of one configuration: `async with Counterseal.open() as seal`.
 
     The constructor does no input or output, so an application can be built before there is an event loop. `kinds` are
-    the application's own kinds of cached values. Raises `ConfigurationError` for settings that do not fit together.
+    the application's own kinds of cached values. Raises `ConfigurationError` with a sentence for every fault: settings
+    that do not fit together, a URL that is not understood, a lifetime of a kind that nobody declared.
     """
 
     def __init__(self, settings: Settings, *, kinds: Iterable[Kind] = ()) -> None:
-        if faults := settings.conflicts():
+        kinds = tuple(kinds)
+        faults = settings.conflicts()
+        store = _made(faults, lambda: open_store(settings))
+        database = _made(faults, lambda: Database(settings.database.url, data_dir=settings.data_dir))
+        _made(faults, lambda: configured((*KINDS, *kinds), settings.cache_ttl))
+        if faults or store is None or database is None:
             raise ConfigurationError(faults)
         keys = Keys(settings.namespace)
         self.settings = settings
-        self.store = open_store(settings)
-        self.database = Database(settings.database.url, data_dir=settings.data_dir)
-        self.cache = Cache(self.store, keys=keys, kinds=kinds, ttls=settings.cache_ttl)
+        self.store = store
+        self.database = database
+        self.cache = Cache(store, keys=keys, kinds=kinds, ttls=settings.cache_ttl)
         self.jobs = Jobs(self.store, keys=keys)
         self.analytics = Analytics(self.store, keys=keys)
         self.health = Health(self.store, probes=self._probes(), settings=settings)
@@ -87,3 +95,12 @@ class Counterseal:
             performance=self.analytics.performance,
             database=self.database.ping,
         )
+
+
+def _made(faults: list[str], make: Callable[[], _T]) -> _T | None:
+    """What `make` makes; None when it is refused, and why is added to `faults`."""
+    try:
+        return make()
+    except ConfigurationError as refusal:
+        faults.extend(refusal.faults)
+        return None

@@ -20,7 +20,7 @@ from counterseal import (
     StoreUnavailable,
     Task,
 )
-from counterseal.core.settings import DatabaseSettings, RedisSettings
+from counterseal.core.settings import DatabaseSettings, Environment, RedisSettings
 from counterseal.jobs.job import State
 from counterseal.jobs.types import EMAIL
 from support.ports import free_port
@@ -147,6 +147,34 @@ def test_a_lifetime_of_a_kind_that_nobody_declared_is_refused_unless_the_applica
         Counterseal.open(Settings.load(given))
     seal = Counterseal.open(Settings.load(given), kinds=[Kind("teams", timedelta(hours=1))])
     assert seal.cache.kind("teams").kind.ttl == timedelta(minutes=1)
+
+
+def test_every_fault_of_the_settings_is_told_at_once(tmp_path: Path) -> None:
+    settings = Settings(
+        data_dir=tmp_path,
+        environment=Environment.PRODUCTION,
+        redis=RedisSettings(url=SecretStr("redis://127.0.0.1?hunter22=1")),
+        database=DatabaseSettings(url=SecretStr("postgresql://127.0.0.1/d?hunter22=1")),
+        cache_ttl={"teams": timedelta(minutes=1), "document": timedelta(days=8)},
+    )
+    with pytest.raises(ConfigurationError) as refused:
+        Counterseal(settings)
+    assert [fault.partition(":")[0] for fault in refused.value.faults] == [
+        "COUNTERSEAL_SECRET_KEYS",
+        "REDIS_URL",
+        "DATABASE_URL",
+        "COUNTERSEAL_CACHE_TTL_TEAMS",
+        "COUNTERSEAL_CACHE_TTL_DOCUMENT",
+    ]
+
+
+def test_production_without_a_redis_and_without_keys_is_told_both(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Counterseal(Settings(data_dir=tmp_path, environment=Environment.PRODUCTION))
+    assert [fault.partition(":")[0] for fault in refused.value.faults] == [
+        "COUNTERSEAL_SECRET_KEYS",
+        "REDIS_URL",
+    ]
 
 
 async def test_a_worker_of_it_runs_the_applications_own_handlers(
