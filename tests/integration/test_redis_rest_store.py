@@ -53,7 +53,7 @@ async def gateway(valkey: Server) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 async def store(gateway: Gateway) -> AsyncIterator[RestStore]:
-    async with gateway.rest_store(timeout=timedelta(seconds=10)) as store:
+    async with gateway.rest_store(bounds=RestBounds(timeout=timedelta(seconds=10))) as store:
         yield store
 
 
@@ -301,7 +301,7 @@ async def test_opening_learns_what_answers_and_what_time_it_is(gateway: Gateway,
 
 
 async def test_a_wrong_token_is_a_configuration_error_that_names_the_setting(gateway: Gateway) -> None:
-    store = RestStore(gateway.url, SecretStr("wrong-token"), timeout=timedelta(seconds=10))
+    store = RestStore(gateway.url, SecretStr("wrong-token"), bounds=RestBounds(timeout=timedelta(seconds=10)))
     with pytest.raises(ConfigurationError, match="UPSTASH_REDIS_REST_TOKEN: expected a token") as refusal:
         await store.open()
     assert "wrong-token" not in str(refusal.value)
@@ -309,7 +309,11 @@ async def test_a_wrong_token_is_a_configuration_error_that_names_the_setting(gat
 
 
 async def test_a_service_that_is_not_there_is_unavailable_and_its_address_is_not_told(valkey: Server) -> None:
-    store = RestStore(f"http://127.0.0.1:{valkey.port}", SecretStr("secret"), timeout=timedelta(seconds=10))
+    store = RestStore(
+        f"http://127.0.0.1:{valkey.port}",
+        SecretStr("secret"),
+        bounds=RestBounds(timeout=timedelta(seconds=10)),
+    )
     await asyncio.to_thread(valkey.stop)
     with pytest.raises(StoreUnavailable) as refusal:
         await store.open()
@@ -382,8 +386,8 @@ async def test_requests_carry_the_token_the_encoding_and_the_last_sync_token(gat
 async def test_a_late_answer_is_a_timeout_and_nothing_is_sent_again() -> None:
     service = Service(well)
     released = asyncio.Event()
-    options = {"timeout": timedelta(milliseconds=100)}
-    async with serving(service) as url, RestStore(url, SecretStr("secret"), **options) as store:
+    bounds = RestBounds(timeout=timedelta(milliseconds=100))
+    async with serving(service) as url, RestStore(url, SecretStr("secret"), bounds=bounds) as store:
 
         async def late(body: bytes) -> tuple[int, bytes]:
             await released.wait()
@@ -402,7 +406,7 @@ async def test_a_late_answer_is_a_timeout_and_nothing_is_sent_again() -> None:
 
 
 async def test_a_loop_that_stood_still_is_not_held_against_the_service(gateway: Gateway) -> None:
-    async with gateway.rest_store(timeout=timedelta(milliseconds=150)) as store:
+    async with gateway.rest_store(bounds=RestBounds(timeout=timedelta(milliseconds=150))) as store:
         for _ in range(3):
             call = asyncio.ensure_future(store.command("ECHO", "x"))
             for _ in range(5):
@@ -440,7 +444,7 @@ async def test_a_connection_that_is_cut_in_the_middle_of_an_answer_fails_only_it
     url = f"http://127.0.0.1:{relay.port}/redis"
     patient = BreakerPolicy(failures=100)
     async with RestStore(
-        url, SecretStr(gateway.token), timeout=timedelta(seconds=10), breaker=patient
+        url, SecretStr(gateway.token), bounds=RestBounds(timeout=timedelta(seconds=10)), breaker=patient
     ) as store:
         for place in (0, 10, 400, 5000):
             relay.cut_after(place)
@@ -450,7 +454,7 @@ async def test_a_connection_that_is_cut_in_the_middle_of_an_answer_fails_only_it
 
 
 async def test_closing_fails_what_is_under_way(gateway: Gateway, valkey: Server) -> None:
-    store = gateway.rest_store(timeout=timedelta(seconds=10))
+    store = gateway.rest_store(bounds=RestBounds(timeout=timedelta(seconds=10)))
     await store.open()
     valkey.freeze()
     before = store.counts.batches
@@ -465,7 +469,7 @@ async def test_closing_fails_what_is_under_way(gateway: Gateway, valkey: Server)
 
 
 async def test_a_store_can_be_opened_again(gateway: Gateway) -> None:
-    store = gateway.rest_store(timeout=timedelta(seconds=10))
+    store = gateway.rest_store(bounds=RestBounds(timeout=timedelta(seconds=10)))
     for _ in range(2):
         async with store:
             assert await store.command("PING") == b"PONG"
@@ -473,7 +477,10 @@ async def test_a_store_can_be_opened_again(gateway: Gateway) -> None:
 
 async def test_the_server_behind_the_gateway_dies_and_comes_back(servers: Callable[..., Server]) -> None:
     server = servers()
-    async with gateway_on(server) as gateway, gateway.rest_store(timeout=timedelta(seconds=10)) as store:
+    async with (
+        gateway_on(server) as gateway,
+        gateway.rest_store(bounds=RestBounds(timeout=timedelta(seconds=10))) as store,
+    ):
         await asyncio.to_thread(server.kill)
         await eventually(lambda: not gateway.store.available)
         with pytest.raises(StoreUnavailable, match="status 503"):
@@ -530,7 +537,9 @@ async def test_a_lost_stream_is_replaced_and_the_gap_told(
 ) -> None:
     relay = await relays(int(gateway.url.split(":")[2].split("/")[0]))
     url = f"http://127.0.0.1:{relay.port}/redis"
-    async with RestStore(url, SecretStr(gateway.token), timeout=timedelta(seconds=10)) as store:
+    async with RestStore(
+        url, SecretStr(gateway.token), bounds=RestBounds(timeout=timedelta(seconds=10))
+    ) as store:
         async with store.subscribe("c") as messages:
             valkey.execute("PUBLISH", "c", "before")
             assert await anext(messages) == Message("c", b"before")
@@ -561,7 +570,7 @@ async def test_a_subscription_that_is_refused_says_so(valkey: Server) -> None:
 
 
 async def test_closing_the_store_ends_its_subscriptions(gateway: Gateway) -> None:
-    store = gateway.rest_store(timeout=timedelta(seconds=10))
+    store = gateway.rest_store(bounds=RestBounds(timeout=timedelta(seconds=10)))
     await store.open()
     async with store.subscribe("c") as messages:
         await store.close()

@@ -25,7 +25,7 @@ from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
 from counterseal.store.breaker import Breaker, BreakerPolicy
 from counterseal.store.clock import StoreClock
 from counterseal.store.guard import PLAIN, check, check_queued
-from counterseal.store.rest_client import TIMEOUT, RestBounds, RestClient
+from counterseal.store.rest_client import RestBounds, RestClient
 from counterseal.store.rest_feed import RestFeed
 from counterseal.store.rest_queue import MAX_COMMANDS, MAX_REQUEST_BYTES, RequestQueue
 from counterseal.store.rest_wire import decode_error, decode_item, decode_items, encode_row, path_form
@@ -49,12 +49,11 @@ class RestStore(Store):
         url: str,
         token: SecretStr,
         *,
-        timeout: timedelta = TIMEOUT,
         bounds: RestBounds | None = None,
         breaker: BreakerPolicy | None = None,
         clock: Clock | None = None,
     ) -> None:
-        bounds = bounds or RestBounds(timeout=timeout)
+        bounds = bounds or RestBounds()
         self.counts = StoreCounts()
         self.clock = StoreClock(clock)
         self.breaker = Breaker(breaker)

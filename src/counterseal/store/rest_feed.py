@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Sequence
 from urllib.parse import quote
 
+from counterseal.core.background import full_jitter
 from counterseal.core.errors import (
     CountersealError,
     ReplyTooLarge,
@@ -22,8 +22,8 @@ _GAP = b": gap"
 _SILENCE = 45.0
 """Seconds without a word after which a service that sends comments is taken for gone: three of its keep-alives."""
 
-_FIRST_PAUSE = 0.05
-_LONGEST_PAUSE = 2.0
+_FIRST_PAUSE_S = 0.05
+_LONGEST_PAUSE_S = 2.0
 
 
 class RestFeed:
@@ -98,9 +98,8 @@ class RestFeed:
             if not isinstance(lost, StoreUnavailable):
                 inbox.end(lost)
                 return
-            longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt)
-            attempt = min(attempt + 1, 16)
-            await asyncio.sleep(random.random() * longest)  # noqa: S311 - spreads reconnects, protects nothing
+            attempt += 1
+            await asyncio.sleep(full_jitter(attempt, first=_FIRST_PAUSE_S, longest=_LONGEST_PAUSE_S))
 
 
 class _Stream:
