@@ -16,8 +16,8 @@ from counterseal.store.link import LinkOptions
 from counterseal.store.scripts import parse_script
 from counterseal.store.target import parse_redis_url
 from counterseal.store.topology import Topology
-from counterseal.store.wire import raised
 from support.cluster import Cluster, Node
+from support.load import under_load
 from support.waiting import eventually
 
 TTL = ("PX", 60_000)
@@ -272,60 +272,6 @@ async def test_scripts_run_where_their_hash_tag_is_whichever_node_that_is(
 
 
 # -- nodes that fail -------------------------------------------------------------------------------------------------
-
-
-class Load:
-    """Tasks that write and check values of their own on every node, in every way, and count what failed."""
-
-    def __init__(self, store: ClusterStore, tasks: int = 24) -> None:
-        self.done = 0
-        self.failed = 0
-        self._store = store
-        self._stop = asyncio.Event()
-        self._tasks = [asyncio.create_task(self._work(number)) for number in range(tasks)]
-
-    async def finish(self) -> None:
-        """Stop, and raise what a task has met besides `StoreUnavailable`."""
-        self._stop.set()
-        await asyncio.gather(*self._tasks)
-
-    async def goes_on(self) -> None:
-        """Return when every task has done a good deal more."""
-        reached = self.done
-        await eventually(lambda: self.done > reached + 200 or self._fault(), within=10)
-
-    def _fault(self) -> bool:
-        return any(task.done() for task in self._tasks)
-
-    async def _work(self, number: int) -> None:
-        key, turn = f"load {number}", 0
-        while not self._stop.is_set():
-            turn += 1
-            value = f"{number}:{turn}"
-            try:
-                await self._use(key, value)
-                self.done += 1
-            except StoreUnavailable:
-                self.failed += 1
-                await asyncio.sleep(0)
-
-    async def _use(self, key: str, value: str) -> None:
-        store, sent = self._store, value.encode()
-        assert await store.command("SET", key, value, *TTL) == b"OK"
-        replies = await store.pipeline([("GET", key), ("ECHO", value)])
-        assert [raised(reply) for reply in replies] == [sent, sent]
-        assert await store.transaction([("GET", key), ("STRLEN", key)]) == [sent, len(sent)]
-        assert await store.command("GET", key) == sent
-
-
-@asynccontextmanager
-async def under_load(store: ClusterStore) -> AsyncIterator[Load]:
-    load = Load(store)
-    try:
-        await load.goes_on()
-        yield load
-    finally:
-        await load.finish()
 
 
 def holds(node: Node, key: str) -> bool:

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import pytest
@@ -17,6 +16,7 @@ from counterseal.store.open import open_store
 from counterseal.store.route import SentinelRoute
 from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore
+from support.load import under_load
 from support.relay import TlsRelay
 from support.sentinel import SERVICE, SentinelGroup
 from support.waiting import eventually
@@ -47,57 +47,6 @@ def locked() -> Iterator[SentinelGroup]:
 
 def at(url: str) -> Store:
     return open_store(Settings.load({"REDIS_URL": url}))
-
-
-class Load:
-    """Tasks that write and check values of their own, and count what failed."""
-
-    def __init__(self, store: Store, tasks: int = 20) -> None:
-        self.done = 0
-        self.failed = 0
-        self._store = store
-        self._stop = asyncio.Event()
-        self._tasks = [asyncio.create_task(self._work(number)) for number in range(tasks)]
-
-    async def finish(self) -> None:
-        """Stop, and raise what a task has met besides `StoreUnavailable`."""
-        self._stop.set()
-        await asyncio.gather(*self._tasks)
-
-    async def goes_on(self, within: float = 10) -> None:
-        """Return when a good deal more is done."""
-        reached = self.done
-        await eventually(
-            lambda: self.done > reached + 200 or any(task.done() for task in self._tasks), within=within
-        )
-
-    async def _work(self, number: int) -> None:
-        key, turn = f"load {number}", 0
-        while not self._stop.is_set():
-            turn += 1
-            value = f"{number}:{turn}"
-            try:
-                await self._use(key, value)
-                self.done += 1
-            except StoreUnavailable:
-                self.failed += 1
-                await asyncio.sleep(0)
-
-    async def _use(self, key: str, value: str) -> None:
-        store, sent = self._store, value.encode()
-        assert await store.command("SET", key, value, *TTL) == b"OK"
-        assert await store.pipeline([("GET", key), ("ECHO", value)]) == [sent, sent]
-        assert await store.transaction([("GET", key), ("STRLEN", key)]) == [sent, len(sent)]
-
-
-@asynccontextmanager
-async def under_load(store: Store) -> AsyncIterator[Load]:
-    load = Load(store)
-    try:
-        await load.goes_on()
-        yield load
-    finally:
-        await load.finish()
 
 
 async def test_a_planned_failover_under_load_ends_at_the_new_primary(
