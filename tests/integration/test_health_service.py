@@ -88,14 +88,20 @@ def shape_of(value: Any) -> Any:
     )
 
 
-async def test_a_sound_answer_has_exactly_the_members_and_types_that_are_promised(seal: Counterseal) -> None:
+def order_of(value: Any) -> Any:
+    """The members of an object in their order, and of all objects in it, which equality of dicts leaves out."""
+    return [(name, order_of(member)) for name, member in value.items()] if isinstance(value, dict) else None
+
+
+async def test_a_sound_answer_has_exactly_the_members_types_and_order_that_are_promised(
+    seal: Counterseal,
+) -> None:
     before = datetime.now(UTC) - timedelta(milliseconds=1)
     report = await seal.health.check()
     body: Any = json.loads(json.dumps(report.body))
     assert report.healthy
     assert shape_of(body) == SHAPE
-    assert list(body) == list(SHAPE)
-    assert list(body["services"]["jobQueue"]["stats"]) == list(SHAPE["services"]["jobQueue"]["stats"])  # type: ignore[index]
+    assert order_of(body) == order_of(SHAPE)
     assert {body["status"], *(service["status"] for service in body["services"].values())} == {"healthy"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", body["timestamp"])
     assert before <= datetime.fromisoformat(body["timestamp"]) <= datetime.now(UTC)
