@@ -80,7 +80,7 @@ class Store(ABC):
 
     Use it as `async with`. Commands that concurrent tasks issue in one turn of the event loop leave together.
     Every call below raises `StoreUnavailable` (or its kinds `StoreTimeout`, `StoreBusy`) when Redis does not answer in
-    time; a write that timed out may have run. Nothing is retried here.
+    time, before `open` and after `close`; a write that timed out may have run. Nothing is retried here.
     """
 
     kind: str

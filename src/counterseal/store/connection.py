@@ -34,6 +34,7 @@ from counterseal.core.errors import (
     TransactionAborted,
 )
 from counterseal.store.base import StoreCounts
+from counterseal.store.room import Room
 from counterseal.store.wire import NOT_NOW, Argument, Command, Reply, error_reply, in_time, pack, pack_tuple
 
 PATIENCE = 10
@@ -43,7 +44,6 @@ NO_ROOM = "Redis takes no more connections"
 
 _NOTHING = object()
 _ONE_TURN = 0.001
-_PUNCTUAL = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
         self._create_future: Callable[[], asyncio.Future[Reply]] = self._loop.create_future
         self._bounds = bounds
         self._timeout = bounds.timeout.total_seconds()
-        self._limit = bounds.max_inflight_bytes
+        self._room = Room(bounds.max_inflight_bytes)
         self._counts = counts
         self._on_lost = on_lost
         self._on_timeout = on_timeout
@@ -117,9 +117,6 @@ class Connection(asyncio.Protocol):
         self._pending: deque[asyncio.Future[Reply] | _Collector] = deque()
         self._out: list[bytes] = []
         self._batches: deque[_Batch] = deque()
-        self._inflight = 0
-        self._granted = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._partial = 0
         self._reads = 0
         self._heard_at = self._loop.time()
@@ -138,7 +135,8 @@ class Connection(asyncio.Protocol):
             packed = pack_tuple(command)
         except (TypeError, UnicodeEncodeError):
             packed = pack(command)
-        if self._inflight >= self._limit or self._waiting:
+        room = self._room
+        if room.taken >= room.limit or room.waiting:
             return self._send_with_room(packed)
         if self._closed is not None:
             raise StoreUnavailable(self._closed)
@@ -147,7 +145,7 @@ class Connection(asyncio.Protocol):
         if not out:
             self._call_soon(self._flush)
         out.append(packed)
-        self._inflight += len(packed)
+        room.taken += len(packed)
         self._pending.append(future)
         return future
 
@@ -164,8 +162,8 @@ class Connection(asyncio.Protocol):
         if not packed:
             return []
         joined = b"".join(packed)
-        if self._waiting or self._inflight >= self._limit:
-            await self._room(len(joined))
+        if self._room.full:
+            await self._wait_for_room(len(joined))
         if self._closed is not None:
             raise StoreUnavailable(self._closed)
         collector = _Collector(self._loop.create_future(), len(packed))
@@ -174,7 +172,7 @@ class Connection(asyncio.Protocol):
         return await collector.future
 
     async def _send_with_room(self, packed: bytes) -> Reply:
-        await self._room(len(packed))
+        await self._wait_for_room(len(packed))
         if self._closed is not None:
             raise StoreUnavailable(self._closed)
         future: asyncio.Future[Reply] = self._loop.create_future()
@@ -185,56 +183,19 @@ class Connection(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(packed)
-        self._inflight += len(packed)
+        self._room.taken += len(packed)
         self._pending.append(entry)
 
-    async def _room(self, size: int) -> None:
-        """Wait until enough of what is under way has been answered, in the order of asking.
-
-        The caller issues in this same turn; what it was granted is booked until then, so that no more are let in.
-        """
+    async def _wait_for_room(self, size: int) -> None:
         if self._closed is not None:
             raise StoreUnavailable(self._closed)
-        turn: asyncio.Future[None] = self._loop.create_future()
-        self._waiting.append((size, turn))
         try:
-            await self._wait_for(turn)
-        except BaseException:
-            if not turn.cancel() and turn.exception() is None:
-                self._granted -= size
-            self._let_in()
+            await self._room.wait(size, self._timeout)
+        except StoreBusy:
+            # Nothing new is sent while it is full, so nothing new grows late: a silent server shows here only.
+            if self.silent_for > self._timeout:
+                self._report_timeout()
             raise
-        self._granted -= size
-
-    async def _wait_for(self, turn: asyncio.Future[None]) -> None:
-        """Wait for one's turn up to the time-out, which time that this loop stood still prolongs."""
-        left = self._timeout
-        while True:
-            started = self._loop.time()
-            await asyncio.wait({turn}, timeout=left)
-            if turn.done():
-                turn.result()
-                return
-            left = self._loop.time() - started - left
-            if left < _PUNCTUAL:
-                break
-        if self.silent_for > self._timeout:
-            self._report_timeout()
-        raise StoreBusy(f"more than {self._limit} bytes are under way to Redis; nothing was sent")
-
-    def _let_in(self) -> None:
-        """Grant room to those who wait, in their order, and forget those who went away."""
-        waiting = self._waiting
-        while waiting:
-            size, turn = waiting[0]
-            if turn.done():
-                waiting.popleft()
-            elif self._inflight + self._granted < self._limit:
-                waiting.popleft()
-                self._granted += size
-                turn.set_result(None)
-            else:
-                return
 
     def _flush(self) -> None:
         """Write what this turn issued, in one go."""
@@ -312,16 +273,17 @@ class Connection(asyncio.Protocol):
     def _settle(self, answered: int) -> None:
         """Book answered entries off their batches, and let those in who wait for room."""
         batches = self._batches
+        freed = 0
         while answered and batches:
             batch = batches[0]
             if batch.left > answered:
                 batch.left -= answered
                 break
             answered -= batch.left
-            self._inflight -= batch.size
+            freed += batch.size
             batches.popleft()
-        if self._waiting:
-            self._let_in()
+        if freed:
+            self._room.free(freed)
 
     # -- time-outs -----------------------------------------------------------------------------------------------
 
@@ -445,10 +407,7 @@ class Connection(asyncio.Protocol):
                 )
             else:
                 future.set_exception(StoreUnavailable(reason))
-        for _, turn in self._waiting:
-            if not turn.done():
-                turn.set_exception(StoreUnavailable(reason))
-        self._waiting.clear()
+        self._room.close(reason)
         self._on_lost(self, reason)
 
 
