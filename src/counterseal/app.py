@@ -32,7 +32,7 @@ class Counterseal:
 
     def __init__(self, settings: Settings, *, kinds: Iterable[Kind] = ()) -> None:
         kinds = tuple(kinds)
-        faults = settings.conflicts()
+        faults: list[str] = []
         store = _made(faults, lambda: open_store(settings))
         database = _made(faults, lambda: Database(settings.database.url, data_dir=settings.data_dir))
         _made(faults, lambda: configured((*KINDS, *kinds), settings.cache_ttl))

@@ -111,14 +111,20 @@ def test_development_listens_to_this_machine_only(host: str, tmp_path: Path) -> 
 
 def test_an_address_of_another_machine_is_one_sentence(tmp_path: Path) -> None:
     key = base64.b64encode(secrets.token_bytes(32)).decode()
-    settings = {"COUNTERSEAL_ENV": "production", "COUNTERSEAL_SECRET_KEYS": f"k1:{key}"}
+    settings = {
+        "COUNTERSEAL_ENV": "production",
+        "COUNTERSEAL_SECRET_KEYS": f"k1:{key}",
+        "COUNTERSEAL_ALLOW_EMBEDDED": "true",
+    }
     ended = run_program("serve", "--host", "192.0.2.1", folder=tmp_path, settings=settings)
     assert refused(ended) == ["counterseal: --host: expected an address of this machine; came: 192.0.2.1"]
 
 
-def test_production_does_not_start_without_secret_keys(tmp_path: Path) -> None:
+def test_production_without_secret_keys_and_without_a_redis_is_told_both(tmp_path: Path) -> None:
     ended = run_program("serve", folder=tmp_path, settings={"COUNTERSEAL_ENV": "production"})
-    assert len(refused(ended, "COUNTERSEAL_SECRET_KEYS: expected", "production")) == 1
+    keys, redis = refused(ended)
+    assert keys.startswith("counterseal: COUNTERSEAL_SECRET_KEYS: expected")
+    assert redis.startswith("counterseal: REDIS_URL: expected in production")
 
 
 def test_production_does_not_start_on_the_embedded_server_unasked(tmp_path: Path) -> None:

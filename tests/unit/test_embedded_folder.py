@@ -10,8 +10,8 @@ import pytest
 from pydantic import SecretStr
 
 from counterseal.core.errors import ConfigurationError
-from counterseal.core.settings import Environment, Fsync, RedisSettings, Settings
-from counterseal.store.embedded import EmbeddedServer, Endpoint, check_allowed
+from counterseal.core.settings import Fsync
+from counterseal.store.embedded import EmbeddedServer, Endpoint
 from counterseal.store.embedded_folder import LOG_KEPT_BYTES, MAX_SOCKET_PATH_BYTES, ServerFolder
 
 STARTED = "77:M 24 Nov 2026 06:21:55.542 * Valkey is starting\n"
@@ -23,24 +23,6 @@ def folder(tmp_path: Path) -> ServerFolder:
     made = ServerFolder(tmp_path / "data" / "valkey")
     made.prepare()
     return made
-
-
-def test_production_refuses_the_embedded_server_and_names_what_to_set() -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        check_allowed(Settings(environment=Environment.PRODUCTION))
-    (fault,) = caught.value.faults
-    assert fault.startswith("REDIS_URL: ")
-    assert "UPSTASH_REDIS_REST_URL" in fault
-    assert "COUNTERSEAL_ALLOW_EMBEDDED" in fault
-
-
-def test_production_may_allow_it_by_name() -> None:
-    check_allowed(Settings(environment=Environment.PRODUCTION, redis=RedisSettings(allow_embedded=True)))
-
-
-@pytest.mark.parametrize("environment", [Environment.DEVELOPMENT, Environment.TEST])
-def test_elsewhere_it_is_allowed(environment: Environment) -> None:
-    check_allowed(Settings(environment=environment))
 
 
 def test_an_endpoint_never_shows_its_password() -> None:

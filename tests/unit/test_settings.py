@@ -102,11 +102,30 @@ def test_half_of_the_upstash_pair_is_a_fault():
     assert fault.startswith("UPSTASH_REDIS_REST_TOKEN: expected together with UPSTASH_REDIS_REST_URL")
 
 
-def test_production_needs_its_secret_keys():
-    (fault,) = faults({"COUNTERSEAL_ENV": "production"})
-    assert fault.startswith("COUNTERSEAL_SECRET_KEYS: ")
+def test_production_needs_its_secret_keys_and_a_redis_and_is_told_both():
+    keys, redis = faults({"COUNTERSEAL_ENV": "production"})
+    assert keys.startswith("COUNTERSEAL_SECRET_KEYS: ")
+    assert redis.startswith("REDIS_URL: ")
+    assert "UPSTASH_REDIS_REST_URL" in redis
+    assert "COUNTERSEAL_ALLOW_EMBEDDED" in redis
+
+
+@pytest.mark.parametrize(
+    "redis",
+    [
+        {"COUNTERSEAL_ALLOW_EMBEDDED": "true"},
+        {"REDIS_URL": "redis://127.0.0.1"},
+        {"UPSTASH_REDIS_REST_URL": "https://example.org", "UPSTASH_REDIS_REST_TOKEN": "t"},
+    ],
+)
+def test_production_starts_with_its_keys_and_any_redis_or_the_embedded_one_by_name(redis: dict[str, str]):
     key = "k2:" + "A" * 43 + "="
-    Settings.load({"COUNTERSEAL_ENV": "production", "COUNTERSEAL_SECRET_KEYS": key})
+    Settings.load({"COUNTERSEAL_ENV": "production", "COUNTERSEAL_SECRET_KEYS": key, **redis})
+
+
+@pytest.mark.parametrize("environment", ["development", "test"])
+def test_elsewhere_neither_is_needed(environment: str):
+    Settings.load({"COUNTERSEAL_ENV": environment})
 
 
 def test_qstash_as_the_carrier_needs_what_it_needs():

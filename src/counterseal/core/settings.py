@@ -297,6 +297,12 @@ class Settings(_Group):
                 "COUNTERSEAL_SECRET_KEYS: expected kid:base64 in production, with a key of at least 32 bytes;"
                 " it is missing"
             )
+        embedded = redis.url is None and redis.upstash_url is None and redis.upstash_token is None
+        if self.environment is Environment.PRODUCTION and embedded and not redis.allow_embedded:
+            faults.append(
+                "REDIS_URL: expected in production, or UPSTASH_REDIS_REST_URL with its token,"
+                " or COUNTERSEAL_ALLOW_EMBEDDED=true for the embedded server; none of them is set"
+            )
         if self.jobs.carrier == "qstash":
             needed = {
                 "QSTASH_TOKEN": self.qstash.token,

@@ -24,11 +24,11 @@ from enum import Enum
 from pathlib import Path
 
 from counterseal.core.errors import ConfigurationError, StoreUnavailable
-from counterseal.core.settings import Environment, Fsync, Settings
+from counterseal.core.settings import Fsync
 from counterseal.store.embedded_folder import Endpoint, ServerFolder
 from counterseal.store.wire import Command, pack
 
-__all__ = ["EmbeddedServer", "Endpoint", "check_allowed"]
+__all__ = ["EmbeddedServer", "Endpoint"]
 
 _WATCHER = Path(__file__).with_name("embedded_watcher.py")
 _POLL_S = 0.005
@@ -39,15 +39,6 @@ _STARTS = 2
 _UNREADABLE = re.compile(
     r"reading the (?:append only|RDB base) file (?P<name>[\w.]*\w)|RDB reading|RDB checksum", re.IGNORECASE
 )
-
-
-def check_allowed(settings: Settings) -> None:
-    """Refuse the embedded server in production, unless it is allowed by name. Raises `ConfigurationError`."""
-    if settings.environment is Environment.PRODUCTION and not settings.redis.allow_embedded:
-        raise ConfigurationError(
-            "REDIS_URL: expected in production, or UPSTASH_REDIS_REST_URL with its token,"
-            " or COUNTERSEAL_ALLOW_EMBEDDED=true for the embedded server; none of them is set"
-        )
 
 
 class _Answer(Enum):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from counterseal.core.clock import Clock
+from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import Settings
 from counterseal.store.base import Store
 from counterseal.store.cluster import ClusterStore
-from counterseal.store.embedded import EmbeddedServer, check_allowed
+from counterseal.store.embedded import EmbeddedServer
 from counterseal.store.link import LinkOptions
 from counterseal.store.rest import RestBounds, RestStore
 from counterseal.store.route import EmbeddedRoute, FixedRoute, SentinelRoute
@@ -28,8 +29,21 @@ def link_options(settings: Settings) -> LinkOptions:
 def open_store(settings: Settings, *, clock: Clock | None = None) -> Store:
     """The store that the settings ask for: `REDIS_URL` first, then the Upstash pair, then the embedded server.
 
-    It is not connected yet: use it as `async with`. `clock` replaces this machine's clock in tests.
+    It is not connected yet: use it as `async with`. `clock` replaces this machine's clock in tests. Raises
+    `ConfigurationError` with every fault that lies between the settings or in their URL.
     """
+    faults = settings.conflicts()
+    try:
+        store = _choose(settings, clock)
+    except ConfigurationError as error:
+        faults.extend(error.faults)
+        raise ConfigurationError(faults) from error
+    if faults:
+        raise ConfigurationError(faults)
+    return store
+
+
+def _choose(settings: Settings, clock: Clock | None) -> Store:
     redis = settings.redis
     options = link_options(settings)
     if redis.url is not None:
@@ -46,6 +60,5 @@ def open_store(settings: Settings, *, clock: Clock | None = None) -> Store:
             max_inflight_bytes=redis.max_inflight_bytes,
         )
         return RestStore(redis.upstash_url, redis.upstash_token, bounds=bounds, clock=clock)
-    check_allowed(settings)
     server = EmbeddedServer(settings.data_dir, fsync=redis.fsync)
     return NativeStore(EmbeddedRoute(server), options, kind="embedded", clock=clock)
