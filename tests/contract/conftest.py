@@ -16,7 +16,7 @@ import pytest
 
 from counterseal.core.settings import Fsync
 from counterseal.store.base import Store
-from counterseal.store.embedded import EmbeddedServer
+from counterseal.store.embedded.server import EmbeddedServer
 from support.backends import ACL_USER, BACKENDS, Backend
 from support.client import Client
 from support.leaks import check_leaks

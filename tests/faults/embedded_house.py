@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from counterseal.core.settings import Fsync
-from counterseal.store import embedded
+from counterseal.store.embedded import server as embedded
 from support.client import Client
 from support.waiting import wait_until
 

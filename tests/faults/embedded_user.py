@@ -17,7 +17,7 @@ from embedded_house import process_of
 
 from counterseal.core.errors import CountersealError
 from counterseal.core.settings import Fsync
-from counterseal.store.embedded import EmbeddedServer
+from counterseal.store.embedded.server import EmbeddedServer
 from support.client import Client
 
 

@@ -16,7 +16,7 @@ from embedded_house import Guest, House, alive, children, free, open_house, seen
 
 from counterseal.core.errors import StoreUnavailable
 from counterseal.core.settings import Fsync
-from counterseal.store import embedded
+from counterseal.store.embedded import server as embedded
 from support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

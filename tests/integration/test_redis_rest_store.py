@@ -27,8 +27,8 @@ from counterseal.core.errors import (
 from counterseal.store.base import Gap, Message
 from counterseal.store.breaker import BreakerPolicy
 from counterseal.store.feed import Inbox
-from counterseal.store.rest import RestStore
-from counterseal.store.rest_client import RestBounds
+from counterseal.store.rest.client import RestBounds
+from counterseal.store.rest.store import RestStore
 from counterseal.store.scripts import parse_script
 from support.gateway import Gateway, gateway_on, serving
 from support.relay import Relay

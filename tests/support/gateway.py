@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from uvicorn.server import ServerState
 
 from counterseal.store.base import Store
-from counterseal.store.rest import RestStore
+from counterseal.store.rest.store import RestStore
 from counterseal.upstash.app import RedisRest
 from support.servers import Server
 from support.stores import store_on

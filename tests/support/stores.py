@@ -9,7 +9,7 @@ from datetime import timedelta
 from counterseal.store.base import Store
 from counterseal.store.cluster import ClusterStore
 from counterseal.store.link import LinkOptions
-from counterseal.store.rest import RestStore
+from counterseal.store.rest.store import RestStore
 from counterseal.store.route import FixedRoute
 from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore

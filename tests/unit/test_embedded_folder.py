@@ -11,8 +11,8 @@ from pydantic import SecretStr
 
 from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import Fsync
-from counterseal.store.embedded import EmbeddedServer, Endpoint
-from counterseal.store.embedded_folder import LOG_KEPT_BYTES, MAX_SOCKET_PATH_BYTES, ServerFolder
+from counterseal.store.embedded.folder import LOG_KEPT_BYTES, MAX_SOCKET_PATH_BYTES, Endpoint, ServerFolder
+from counterseal.store.embedded.server import EmbeddedServer
 
 STARTED = "77:M 24 Nov 2026 06:21:55.542 * Valkey is starting\n"
 OVERCOMMIT = "77:M 24 Nov 2026 06:21:55.542 # WARNING Memory overcommit must be enabled!\n"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterseal.core.errors import CommandError, ScriptMissing, StoreUnavailable
-from counterseal.store.rest_wire import (
+from counterseal.store.rest.wire import (
     MAX_TARGET_BYTES,
     decode_error,
     decode_item,

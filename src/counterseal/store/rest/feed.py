@@ -16,7 +16,7 @@ from counterseal.core.errors import (
 )
 from counterseal.store.base import Gap, Message, StoreCounts, Subscription
 from counterseal.store.feed import Inbox
-from counterseal.store.rest_client import RestBounds, RestClient, patience
+from counterseal.store.rest.client import RestBounds, RestClient, patience
 
 _GAP = b": gap"
 _SILENCE = 45.0

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from counterseal.core.errors import CommandError, StoreBusy, StoreError, StoreUnavailable
 from counterseal.store.base import StoreCounts
 from counterseal.store.breaker import Breaker
-from counterseal.store.rest_client import RestBounds, RestClient, patience
-from counterseal.store.rest_wire import decode_error, decode_item, decode_items
+from counterseal.store.rest.client import RestBounds, RestClient, patience
+from counterseal.store.rest.wire import decode_error, decode_item, decode_items
 from counterseal.store.wire import Reply
 
 T = TypeVar("T")

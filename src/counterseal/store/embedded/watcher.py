@@ -3,7 +3,7 @@
 `embedded.py` runs this file as a script, in a session of its own, with the standard library alone and few modules,
 because it lives as long as the server::
 
-    python -I -S embedded_watcher.py USERS_LOCK SERVER_LOCK_FD BINARY CONFIG DATA RECORD SOCKET [FOLDER]
+    python -I -S watcher.py USERS_LOCK SERVER_LOCK_FD BINARY CONFIG DATA RECORD SOCKET [FOLDER]
 
 Every user holds a shared lock on USERS_LOCK; the exclusive one, for which the watcher waits, means that none is left.
 SERVER_LOCK_FD is an exclusive lock that this process and the server inherit: it is free when both are gone, and only

@@ -1,0 +1,1 @@
+"""Redis over REST, as Upstash speaks it: the client side."""
