@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from hiredis import ReplyError
 
 from support.client import PASSWORD, USER
 from support.ports import free_port
+from support.running import Running
 from support.servers import Server, login
 from support.waiting import wait_until
 
@@ -51,7 +51,7 @@ class Node(Server):
         return f"{super()._configuration()}cluster-port {self.bus}\n"
 
 
-class Cluster:
+class Cluster(Running):
     """A real Cluster of `shards` primaries with one replica each: `with Cluster() as cluster`.
 
     What changes it is `async`, runs in a thread, and returns when every running node agrees on the outcome.
@@ -165,19 +165,6 @@ class Cluster:
         """Kill the nodes and remove their folders."""
         for node in self.nodes:
             node.close()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _failover(self, where: int | Node) -> Node:
         primary = self.owner(where) if isinstance(where, int) else where

@@ -19,6 +19,7 @@ import trustme
 from support.ports import free_port
 from support.processes import end_process, freeze_process, kill_process, start_process, thaw_process
 from support.requirements import needs
+from support.running import Running
 from support.waiting import wait_until
 
 PASSWORD = "opensesame"
@@ -26,7 +27,7 @@ _NOBODY = "65534"
 _QUICK = ("fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=40", "autovacuum=off")
 
 
-class Postgres:
+class Postgres(Running):
     """One server with the user and database `postgres`: `with Postgres() as postgres`.
 
     It keeps its port and its data from one start to the next.
@@ -85,19 +86,6 @@ class Postgres:
         if self._process is not None:
             kill_process(self._process)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _initialise(self) -> None:
         password = self.folder / "password"

@@ -6,13 +6,13 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from hiredis import ReplyError
 
 from support.client import PASSWORD, USER
+from support.running import Running
 from support.servers import Server, login
 from support.waiting import wait_until
 
@@ -26,7 +26,7 @@ once a second then. A sentinel that missed a failover lets a new primary be for 
 """
 
 
-class SentinelGroup:
+class SentinelGroup(Running):
     """Sentinel as it is deployed, with short times: `with SentinelGroup() as sentinels`.
 
     `failover`, `kill_primary` and `wait_for_new_primary` leave the group with another primary; ask `primary` rather
@@ -120,19 +120,6 @@ class SentinelGroup:
         """Kill everything and remove the folders."""
         for server in (*self.sentinels, *self.servers):
             server.close()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _make_sentinels(self, primary: Server, replica: Server) -> None:
         """Each is told in its file what it would else hear from the others within seconds."""

@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 from hiredis import ReplyError
@@ -18,6 +17,7 @@ from hiredis import ReplyError
 from support.client import PASSWORD, USER, Argument, Client
 from support.ports import free_port
 from support.processes import end_process, freeze_process, kill_process, start_process, thaw_process
+from support.running import Running
 from support.waiting import wait_until
 
 # Without a disk a primary streams only from its replica's next ACK on, up to a second after the link is said to be up:
@@ -42,7 +42,7 @@ user {user} on >{password} ~* &* +@all
 """
 
 
-class Server:
+class Server(Running):
     """One server: `with Server() as server`, or `start()` and `close()`.
 
     It keeps its port, its folder and, with `appendonly`, its data from one start to the next. `password` is the one of
@@ -197,19 +197,6 @@ class Server:
     def flush(self) -> None:
         """Remove every key of every database, and every script."""
         self.client.pipeline([("FLUSHALL", "SYNC"), ("SCRIPT", "FLUSH", "SYNC")])
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _configuration(self) -> str:
         settled = _SENTINEL if self._sentinel else _SETTLED
