@@ -48,7 +48,7 @@ quick: $(DEVELOPMENT)  ## run the fast tests: unit and tour
 
 .PHONY: soak
 soak: $(DEVELOPMENT)  ## run the long tests
-	@$(BIN)/python -m pytest -m soak $(ARGS)
+	@$(BIN)/python -m pytest -m soak -o faulthandler_timeout=900 $(ARGS)
 
 .PHONY: check
 check: $(DEVELOPMENT)  ## run the linters, the type checker, the floors and the pinned requirements
