@@ -137,6 +137,18 @@ async def test_a_closed_store_can_be_opened_again(backend: Backend):
                 pass
 
 
+async def test_opening_and_closing_at_the_same_time_leaves_nothing_behind(backend: Backend):
+    before = asyncio.all_tasks()
+    opened = backend.store()
+    opens = [asyncio.create_task(opened.open()) for _ in range(3)]
+    await asyncio.sleep(0)
+    await opened.close()
+    await asyncio.gather(*opens)
+    await opened.close()
+    await eventually(lambda: asyncio.all_tasks() - before == set())
+    await refuses_everything(opened)
+
+
 async def test_closing_ends_what_is_under_way_and_lets_the_connections_go(backend: Backend):
     idle = clients(backend)
     store = backend.store()

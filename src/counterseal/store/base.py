@@ -6,6 +6,7 @@ and lists of these. `HGETALL` is a flat list. A command's error is raised; insid
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
+from counterseal.core.background import Background
+from counterseal.core.clock import Clock
+from counterseal.store.clock import StoreClock
 from counterseal.store.scripts import Script
 from counterseal.store.wire import Argument, Command, Reply
 
@@ -86,7 +90,12 @@ class Store(ABC):
     kind: str
     """`embedded`, `native`, `sentinel`, `cluster` or `rest`."""
 
-    counts: StoreCounts
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self.counts = StoreCounts()
+        self.clock = StoreClock(clock)
+        self._background = Background()
+        self._life = asyncio.Lock()
+        self._connected = False
 
     @property
     @abstractmethod
@@ -103,13 +112,43 @@ class Store(ABC):
     def available(self) -> bool:
         """False while the connection is down or the breaker is open: the next call would fail at once."""
 
-    @abstractmethod
     async def open(self) -> None:
-        """Connect. Raises `ConfigurationError` when the server refuses or is too old, else `StoreUnavailable`."""
+        """Connect. Raises `ConfigurationError` when the server refuses or is too old, else `StoreUnavailable`.
 
-    @abstractmethod
+        Safe to call twice, also at the same time. What fails half-way leaves nothing behind.
+        """
+        async with self._life:
+            if self._connected:
+                return
+            try:
+                await self._connect()
+            except BaseException:
+                await self._let_go()
+                raise
+            self._background.keep("read the clock", lambda: self.clock.keep(self._time))
+            self._connected = True
+
     async def close(self) -> None:
         """Let go of every connection and task. Calls under way fail with `StoreUnavailable`. Safe to call twice."""
+        async with self._life:
+            self._connected = False
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        await self._background.close()
+        await self._disconnect()
+
+    @abstractmethod
+    async def _connect(self) -> None:
+        """Connect, read what answers, and take the clock's first reading."""
+
+    @abstractmethod
+    async def _disconnect(self) -> None:
+        """Let go of what `_connect` made, however far it came. Safe to call twice."""
+
+    @abstractmethod
+    async def _time(self) -> tuple[int, int]:
+        """The server's time: seconds and microseconds. One round trip."""
 
     @abstractmethod
     def command(self, *arguments: Argument) -> Awaitable[Reply]:
@@ -147,9 +186,9 @@ class Store(ABC):
         `limit` is how many messages may wait for a slow reader before it is cut off.
         """
 
-    @abstractmethod
     def now_ms(self) -> int:
         """The server's time in milliseconds since 1970, from its last reading (at most 10 s old). No round trip."""
+        return self.clock.now_ms()
 
     async def __aenter__(self) -> Self:
         await self.open()

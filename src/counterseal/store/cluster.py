@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from counterseal.core.background import Background, end
+from counterseal.core.background import end
 from counterseal.core.clock import Clock
 from counterseal.core.errors import (
     CommandError,
@@ -20,8 +20,7 @@ from counterseal.core.errors import (
     StoreUnavailable,
     TransactionAborted,
 )
-from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
-from counterseal.store.clock import StoreClock
+from counterseal.store.base import ServerInfo, Store, Subscription
 from counterseal.store.connection import executed
 from counterseal.store.feed import Feed
 from counterseal.store.guard import check, check_queued
@@ -45,9 +44,8 @@ class ClusterStore(Store):
     def __init__(
         self, address: RedisAddress, options: LinkOptions | None = None, *, clock: Clock | None = None
     ) -> None:
+        super().__init__(clock=clock)
         self.kind = "cluster"
-        self.counts = StoreCounts()
-        self.clock = StoreClock(clock)
         self._address = address
         self._options = options or LinkOptions()
         self._topology = Topology(address)
@@ -58,9 +56,7 @@ class ClusterStore(Store):
         self._open = False
         self._feed = Feed(_AnyPrimary(self))
         self._stale = asyncio.Event()
-        self._background = Background()
         self._retiring: set[asyncio.Task[None]] = set()
-        self._life = asyncio.Lock()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -80,29 +76,16 @@ class ClusterStore(Store):
         """True while every primary would be sent the next call."""
         return bool(self._links) and all(link.available for link in self._links.values())
 
-    async def open(self) -> None:
-        async with self._life:
-            if self._open:
-                return
-            self._open = True
-            try:
-                self._learn(await self._topology.read())
-                await self._link_some()
-                await read_first_time(self.clock, self._time)
-            except BaseException:
-                await self._close()
-                raise
-            self._feed.open()
-            self._background.keep("read the clock", lambda: self.clock.keep(self._time))
-            self._background.keep("follow the topology", self._follow)
+    async def _connect(self) -> None:
+        self._open = True
+        self._learn(await self._topology.read())
+        await self._link_some()
+        await read_first_time(self.clock, self._time)
+        self._feed.open()
+        self._background.keep("follow the topology", self._follow)
 
-    async def close(self) -> None:
-        async with self._life:
-            await self._close()
-
-    async def _close(self) -> None:
+    async def _disconnect(self) -> None:
         self._open = False
-        await self._background.close()
         await end((*self._opening.values(), *self._retiring))
         await self._feed.close()
         links, self._links = self._links, {}
@@ -194,9 +177,6 @@ class ClusterStore(Store):
 
     def subscribe(self, *channels: str, limit: int = 1000) -> Subscription:
         return self._feed.subscribe(channels, limit=limit)
-
-    def now_ms(self) -> int:
-        return self.clock.now_ms()
 
     async def any_target(self) -> Target:
         """A primary that answers, else any primary."""

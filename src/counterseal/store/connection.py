@@ -31,11 +31,10 @@ from counterseal.core.errors import (
     StoreBusy,
     StoreTimeout,
     StoreUnavailable,
-    TransactionAborted,
 )
 from counterseal.store.base import StoreCounts
 from counterseal.store.room import Room
-from counterseal.store.wire import NOT_NOW, Argument, Command, Reply, error_reply, in_time, pack, pack_tuple
+from counterseal.store.wire import Argument, Command, Reply, aborted, error_reply, in_time, pack, pack_tuple
 
 PATIENCE = 10
 """How many time-outs a command waits at most on a connection that does answer, only not yet this command."""
@@ -421,10 +420,8 @@ def executed(replies: Sequence[Reply]) -> list[Reply]:
     done = replies[-1]
     if isinstance(done, list):
         return done
-    refused = next((reply for reply in replies[1:-1] if isinstance(reply, CommandError)), done)
-    if isinstance(refused, CommandError) and refused.kind in NOT_NOW:
-        raise in_time(refused)
-    raise TransactionAborted(str(refused))
+    refused = next((reply for reply in replies[1:] if isinstance(reply, CommandError)), None)
+    raise aborted(refused or CommandError("ERR the transaction was not run"))
 
 
 def _future_of(entry: asyncio.Future[Reply] | _Collector) -> asyncio.Future[Any]:

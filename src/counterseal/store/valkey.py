@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
-from counterseal.core.background import Background
 from counterseal.core.clock import Clock
 from counterseal.core.errors import CommandError, ConfigurationError, ScriptMissing, StoreUnavailable
-from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
+from counterseal.store.base import ServerInfo, Store, Subscription
 from counterseal.store.clock import StoreClock
 from counterseal.store.feed import Feed
 from counterseal.store.guard import PLAIN, check, check_queued
@@ -30,14 +28,10 @@ class NativeStore(Store):
         kind: str = "native",
         clock: Clock | None = None,
     ) -> None:
+        super().__init__(clock=clock)
         self.kind = kind
-        self.counts = StoreCounts()
         self.link = Link(route, options, counts=self.counts)
-        self.clock = StoreClock(clock)
         self._feed = Feed(route)
-        self._background = Background()
-        self._life = asyncio.Lock()
-        self._open = False
 
     @property
     def server(self) -> ServerInfo:
@@ -51,28 +45,13 @@ class NativeStore(Store):
     def available(self) -> bool:
         return self.link.available
 
-    async def open(self) -> None:
-        async with self._life:
-            if self._open:
-                return
-            try:
-                await self.link.open()
-                self._check_mode()
-                await read_first_time(self.clock, self._time)
-            except BaseException:
-                await self._close()
-                raise
-            self._feed.open()
-            self._background.keep("read the clock", lambda: self.clock.keep(self._time))
-            self._open = True
+    async def _connect(self) -> None:
+        await self.link.open()
+        self._check_mode()
+        await read_first_time(self.clock, self._time)
+        self._feed.open()
 
-    async def close(self) -> None:
-        async with self._life:
-            await self._close()
-
-    async def _close(self) -> None:
-        self._open = False
-        await self._background.close()
+    async def _disconnect(self) -> None:
         await self._feed.close()
         await self.link.close()
 
@@ -109,9 +88,6 @@ class NativeStore(Store):
 
     def subscribe(self, *channels: str, limit: int = 1000) -> Subscription:
         return self._feed.subscribe(channels, limit=limit)
-
-    def now_ms(self) -> int:
-        return self.clock.now_ms()
 
     def _check_mode(self) -> None:
         if self.server.mode == "cluster":

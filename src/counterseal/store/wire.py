@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, cast
 
 import hiredis
 
-from counterseal.core.errors import CommandError, ScriptMissing, StoreUnavailable
+from counterseal.core.errors import CommandError, ScriptMissing, StoreUnavailable, TransactionAborted
 
 Argument: TypeAlias = str | bytes | int | float
 """A part of a command. Text is sent as UTF-8, numbers as their Python text."""
@@ -46,6 +46,12 @@ def in_time(error: CommandError) -> CommandError | StoreUnavailable:
     if error.kind in NOT_NOW:
         return StoreUnavailable(f"Redis can't serve now ({error.kind})")
     return error
+
+
+def aborted(cause: CommandError) -> StoreUnavailable | TransactionAborted:
+    """The error to raise for a transaction that was refused while it was queued, from the first cause."""
+    error = in_time(cause)
+    return error if isinstance(error, StoreUnavailable) else TransactionAborted(str(cause))
 
 
 def raised(reply: Reply) -> Reply:

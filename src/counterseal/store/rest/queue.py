@@ -16,7 +16,8 @@ from counterseal.store.base import StoreCounts
 from counterseal.store.breaker import Breaker
 from counterseal.store.rest.client import RestBounds, RestClient, patience
 from counterseal.store.rest.wire import decode_error, decode_item, decode_items
-from counterseal.store.wire import Reply
+from counterseal.store.room import Room
+from counterseal.store.wire import Reply, in_time
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ class _Call:
         if not self.single:
             self.future.set_result(replies)
         elif isinstance(replies[0], CommandError):
-            self.future.set_exception(replies[0])
+            self.future.set_exception(in_time(replies[0]))
         else:
             self.future.set_result(replies[0])
 
@@ -64,15 +65,13 @@ class RequestQueue:
         self, client: RestClient, bounds: RestBounds, *, breaker: Breaker, counts: StoreCounts
     ) -> None:
         self._client = client
-        self._bounds = bounds
         self._breaker = breaker
         self._counts = counts
         self._timeout = bounds.timeout.total_seconds()
         self._calls: deque[_Call] = deque()
         self._gathering = False
         self._slots = asyncio.Semaphore(bounds.max_requests)
-        self._inflight = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._room = Room(bounds.max_inflight_bytes)
         self._running: set[asyncio.Task[Any]] = set()
         self._open = False
 
@@ -94,18 +93,17 @@ class RequestQueue:
         await asyncio.gather(*running, return_exceptions=True)
         self._gathering = False
         while self._calls:
-            self._calls.popleft().fail(StoreUnavailable("the store is closed"))
-        while self._waiting:
-            _, turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(StoreUnavailable("the store is closed"))
+            call = self._calls.popleft()
+            self._room.taken -= call.size
+            call.fail(StoreUnavailable("the store is closed"))
+        self._room.close("the store is closed")
 
     def issue(self, rows: list[bytes], *, single: bool) -> Awaitable[Any]:
         """Send encoded commands with whatever else leaves now: one reply, or a list that holds errors as items."""
         self._refuse_when_down()
         loop = asyncio.get_running_loop()
         call = _Call(rows, loop.create_future(), loop.time(), single=single)
-        if self._is_full():
+        if self._room.full:
             return self._enqueue_with_room(call)
         return self._enqueue(call)
 
@@ -122,9 +120,9 @@ class RequestQueue:
             raise StoreUnavailable("the store is closed") from None
 
     async def _post(self, target: str, body: bytes, commands: int) -> tuple[int, bytes]:
-        if self._is_full():
-            await self._room(len(body))
-        self._inflight += len(body)
+        if self._room.full:
+            await self._room.wait(len(body), self._timeout)
+        self._room.taken += len(body)
         try:
             try:
                 async with patience(self._timeout):
@@ -136,7 +134,7 @@ class RequestQueue:
             finally:
                 self._slots.release()
         finally:
-            self._free(len(body))
+            self._room.free(len(body))
 
     def _run(self, request: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Begin a request that `close` can end."""
@@ -148,13 +146,14 @@ class RequestQueue:
     # -- commands that gather ------------------------------------------------------------------------------------
 
     def _enqueue(self, call: _Call) -> asyncio.Future[Any]:
-        self._inflight += call.size
+        self._room.taken += call.size
         self._calls.append(call)
         self._gather()
         return call.future
 
     async def _enqueue_with_room(self, call: _Call) -> Any:
-        await self._room(call.size)
+        await self._room.wait(call.size, self._timeout)
+        self._refuse_when_down()
         return await self._enqueue(call)
 
     def _gather(self) -> None:
@@ -178,7 +177,7 @@ class RequestQueue:
                 call.fail(StoreUnavailable("the store is closed"))
             raise
         finally:
-            self._free(sum(call.size for call in batch))
+            self._room.free(sum(call.size for call in batch))
 
     def _take(self) -> list[_Call]:
         batch: list[_Call] = []
@@ -235,37 +234,8 @@ class RequestQueue:
             self._breaker.failed()
             raise
 
-    # -- bounds --------------------------------------------------------------------------------------------------
-
     def _refuse_when_down(self) -> None:
         if not self._open:
             raise StoreUnavailable("the store is not open")
         if self._breaker.refusing:
             raise StoreUnavailable("Redis did not answer lately; calls are refused until it does")
-
-    def _is_full(self) -> bool:
-        return bool(self._waiting) or self._inflight >= self._bounds.max_inflight_bytes
-
-    async def _room(self, size: int) -> None:
-        """Wait until enough of what is under way has been answered, in the order of asking."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = (size, turn)
-        self._waiting.append(place)
-        try:
-            async with patience(self._timeout):
-                await turn
-        except TimeoutError:
-            limit = self._bounds.max_inflight_bytes
-            raise StoreBusy(f"more than {limit} bytes are under way to Redis; nothing was sent") from None
-        finally:
-            if place in self._waiting:
-                self._waiting.remove(place)
-
-    def _free(self, size: int) -> None:
-        self._inflight -= size
-        room = self._bounds.max_inflight_bytes - self._inflight
-        while self._waiting and room > 0:
-            asked, turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                room -= asked

@@ -7,7 +7,6 @@ order: in order is only what is awaited first, or stands in one `pipeline` or `t
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Sequence
 from datetime import timedelta
 
@@ -21,9 +20,8 @@ from counterseal.core.errors import (
     StoreUnauthorized,
     TransactionAborted,
 )
-from counterseal.store.base import ServerInfo, Store, StoreCounts, Subscription
+from counterseal.store.base import ServerInfo, Store, Subscription
 from counterseal.store.breaker import Breaker, BreakerPolicy
-from counterseal.store.clock import StoreClock
 from counterseal.store.guard import PLAIN, check, check_queued
 from counterseal.store.rest.client import RestBounds, RestClient
 from counterseal.store.rest.feed import RestFeed
@@ -31,7 +29,7 @@ from counterseal.store.rest.queue import MAX_COMMANDS, MAX_REQUEST_BYTES, Reques
 from counterseal.store.rest.wire import decode_error, decode_item, decode_items, encode_row, path_form
 from counterseal.store.scripts import Script
 from counterseal.store.valkey import read_time
-from counterseal.store.wire import Argument, Command, Reply, raised
+from counterseal.store.wire import Argument, Command, Reply, aborted, error_reply, raised
 
 
 class RestStore(Store):
@@ -53,15 +51,13 @@ class RestStore(Store):
         breaker: BreakerPolicy | None = None,
         clock: Clock | None = None,
     ) -> None:
+        super().__init__(clock=clock)
         bounds = bounds or RestBounds()
-        self.counts = StoreCounts()
-        self.clock = StoreClock(clock)
         self.breaker = Breaker(breaker)
         self._client = RestClient(url, token, bounds, self.counts)
         self._queue = RequestQueue(self._client, bounds, breaker=self.breaker, counts=self.counts)
         self._feed = RestFeed(self._client, bounds, counts=self.counts)
         self._server = ServerInfo("upstash", (), "standalone")
-        self._keepers: list[asyncio.Task[None]] = []
 
     @property
     def server(self) -> ServerInfo:
@@ -75,9 +71,8 @@ class RestStore(Store):
     def available(self) -> bool:
         return self._queue.available
 
-    async def open(self) -> None:
-        if self._keepers:
-            return
+    async def _connect(self) -> None:
+        self.breaker.close()
         self._client.open()
         self._queue.open()
         try:
@@ -85,23 +80,12 @@ class RestStore(Store):
             # Only now, on a connection that stands: what it took to make it would be taken for half the way.
             await self.clock.read(self._time)
         except StoreUnauthorized as error:
-            await self.close()
             raise ConfigurationError(
                 "UPSTASH_REDIS_REST_TOKEN: expected a token that the service accepts; it refused this one"
             ) from error
-        except BaseException:
-            await self.close()
-            raise
-        self._keepers = [
-            asyncio.create_task(self.clock.keep(self._time), name="counterseal: read the clock"),
-            asyncio.create_task(self.breaker.watch(self._probe), name="counterseal: probe"),
-        ]
+        self._background.keep("probe", lambda: self.breaker.watch(self._probe))
 
-    async def close(self) -> None:
-        keepers, self._keepers = self._keepers, []
-        for keeper in keepers:
-            keeper.cancel()
-        await asyncio.gather(*keepers, return_exceptions=True)
+    async def _disconnect(self) -> None:
         await self._feed.close()
         await self._queue.close()
         await self._client.close()
@@ -133,7 +117,7 @@ class RestStore(Store):
             rows.append(row)
         status, body = await self._queue.post("/multi-exec", b"[%b]" % b",".join(rows), commands=len(rows))
         if status != 200:
-            raise TransactionAborted(decode_error(body) or "")
+            raise aborted(error_reply(decode_error(body) or ""))
         return decode_items(body, len(rows))
 
     async def run(self, script: Script, **arguments: Argument | Sequence[Argument]) -> Reply:
@@ -154,9 +138,6 @@ class RestStore(Store):
 
     def subscribe(self, *channels: str, limit: int = 1000) -> Subscription:
         return self._feed.subscribe(channels, limit=limit)
-
-    def now_ms(self) -> int:
-        return self.clock.now_ms()
 
     async def _rows(self, commands: Sequence[Command], rows: Sequence[bytes | None]) -> list[Reply]:
         """Send rows in slices, one after another; a command that JSON can't carry makes a request of its own."""
