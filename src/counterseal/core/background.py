@@ -33,16 +33,20 @@ async def wait_for_event(event: asyncio.Event, seconds: float) -> bool:
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until they have ended.
+    """Cancel tasks and wait until they have ended, however they do.
 
     Again and again, because a cancellation may be lost: `asyncio.wait_for` of Python 3.11, which libraries use,
     swallows one that meets the end of what it waits for.
     """
-    running = {task for task in tasks if not task.done()}
+    given = set(tasks)
+    running = {task for task in given if not task.done()}
     while running:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=_AGAIN_S)
+    for task in given:
+        if not task.cancelled():
+            task.exception()  # seen: nobody else asks for it
 
 
 async def apart(work: Coroutine[Any, Any, T]) -> T:

@@ -83,7 +83,7 @@ def split_url(url: str) -> SplitResult:
     return urlsplit(f"{scheme}://hosts{rest[len(hosts) :]}")._replace(netloc=hosts)
 
 
-def _check_url(value: str, schemes: tuple[str, ...], *, host_needed: bool = True) -> None:
+def _check_url(value: str, schemes: tuple[str, ...]) -> None:
     expected = f"expected a URL that begins with {', '.join(f'{scheme}://' for scheme in schemes)}"
     try:
         parts = split_url(value)
@@ -92,7 +92,7 @@ def _check_url(value: str, schemes: tuple[str, ...], *, host_needed: bool = True
         raise ValueError(f"{expected}, with a port from 1 to 65535") from None
     if parts.scheme not in schemes:
         raise ValueError(expected)
-    if host_needed and parts.scheme != "unix" and not parts.netloc.rpartition("@")[2]:
+    if parts.scheme != "unix" and not parts.netloc.rpartition("@")[2]:
         raise ValueError(f"{expected}, followed by a host")
     if parts.scheme == "unix" and not parts.path:
         raise ValueError(f"{expected}; a unix:// URL names the socket's path")

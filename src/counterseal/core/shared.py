@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
+from counterseal.core.background import end
+
 _T = TypeVar("_T")
 
 
@@ -37,5 +39,4 @@ class Shared(Generic[_T]):
     async def close(self) -> None:
         """Cancel a run that is under way and wait until it has ended. Safe to call twice."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end((self._task,))

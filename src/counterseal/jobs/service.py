@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Final
 from uuid import uuid4
 
-from counterseal.core.background import wait_for_event
+from counterseal.core.background import end, wait_for_event
 from counterseal.core.codec import JsonValue, encode
 from counterseal.core.errors import CommandError
 from counterseal.jobs.job import Job, JobStats, State, read_job, read_stats
@@ -114,8 +114,7 @@ class Jobs:
                     return job.state if job else None
                 await wait_for_event(told, min(left, _LOOK_AGAIN_S))
         finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            await end((listening,))
 
 
 async def _tell(told: asyncio.Event, messages: AsyncIterator[Message | Gap], identifier: str) -> None:

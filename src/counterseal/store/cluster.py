@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
-from counterseal.core.background import end
+from counterseal.core.background import end, wait_for_event
 from counterseal.core.clock import Clock
 from counterseal.core.errors import (
     CommandError,
@@ -300,12 +300,8 @@ class ClusterStore(Store):
     async def _follow(self) -> None:
         """Read the topology again when something shows that it changed, at most ten times a second."""
         while self._open:
-            try:
-                async with asyncio.timeout(_LOOK_EVERY):
-                    await self._stale.wait()
-            except TimeoutError:
-                if self.available:
-                    continue
+            if not await wait_for_event(self._stale, _LOOK_EVERY) and self.available:
+                continue
             await asyncio.sleep(0.1)
             self._stale.clear()
             try:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from urllib.parse import quote
 
-from counterseal.core.background import full_jitter
+from counterseal.core.background import end, full_jitter
 from counterseal.core.errors import (
     CountersealError,
     ReplyTooLarge,
@@ -60,8 +60,7 @@ class RestFeed:
         """Let a subscription go."""
         listener = self._listeners.pop(inbox, None)
         if listener is not None:
-            listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
+            await end((listener,))
 
     async def close(self) -> None:
         """End every subscription."""

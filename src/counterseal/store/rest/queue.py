@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
+from counterseal.core.background import end
 from counterseal.core.errors import CommandError, StoreBusy, StoreError, StoreUnavailable
 from counterseal.store.base import StoreCounts
 from counterseal.store.breaker import Breaker
@@ -87,10 +88,7 @@ class RequestQueue:
     async def close(self) -> None:
         """End the requests under way. Every call that waits fails with `StoreUnavailable`."""
         self._open = False
-        running = tuple(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await end(self._running)
         self._gathering = False
         while self._calls:
             call = self._calls.popleft()
