@@ -5,6 +5,7 @@
     CountersealError
     ├── ConfigurationError        a setting is missing, malformed or refused; ends a command with exit code 2
     ├── CodecError                a value that is not JSON, or stored bytes that can't be read
+    │   └── ValueTooLarge         a value is longer than its kind allows
     ├── StoreError
     │   ├── StoreUnavailable      Redis can't be reached, went away, or is refused by the breaker
     │   │   ├── StoreTimeout      no reply in time; whether the command ran is not known
@@ -14,7 +15,8 @@
     │   ├── CommandError          the server answered this command with an error
     │   │   └── ScriptMissing     EVALSHA of a script that the server does not know (NOSCRIPT)
     │   ├── TransactionAborted    a command was refused while queueing; nothing ran
-    │   └── SubscriberTooSlow     a subscriber's queue is full; it was cut off
+    │   ├── SubscriberTooSlow     a subscriber's queue is full; it was cut off
+    │   └── StoreFull             something holds as many entries as it may; nothing was written
     ├── DatabaseError
     │   └── DatabaseUnavailable   the database can't be reached
     └── UnknownName               a kind, queue or task that nobody declared
@@ -62,6 +64,12 @@ class CodecError(CountersealError):
         self.path = path
         where = "".join([f" at {path}" if path else "", f" (key {key})" if key else ""])
         super().__init__(message + where)
+
+
+class ValueTooLarge(CodecError):
+    """The JSON text of a value is longer than `max_value_bytes` of its kind. Nothing was written."""
+
+    code = "value_too_large"
 
 
 class StoreError(CountersealError):
@@ -126,6 +134,12 @@ class SubscriberTooSlow(StoreError):
     """A subscriber did not take its messages in time; its queue was full and it was cut off."""
 
     code = "subscriber_too_slow"
+
+
+class StoreFull(StoreError):
+    """What Redis keeps under one key holds as many entries as it may. Nothing was written."""
+
+    code = "store_full"
 
 
 class DatabaseError(CountersealError):

@@ -2,7 +2,9 @@
 
 | key | type | TTL | holds |
 | --- | --- | --- | --- |
-| `<ns>:cache:<kind>:{<id>}` | string | the kind's and a minute | one cached value with the generation it was written under |
+| `<ns>:cache:<kind>:{<id>}` | string | the kind's, its stale window and a minute; a tombstone's 10 min, twice the longest load that may fill | one cached value with the generations it was written under, or the tombstone of an invalidated one |
+| `<ns>:cachelease:<kind>:{<id>}` | string | a few seconds, prolonged while the load goes on | who loads a missing value |
+| `<ns>:cachetag:<tag>` | string | 30 days from the last write, longer than any value | the generation of a tag; while it is absent nothing with the tag is valid |
 | `<ns>:cachegen:<kind>` | string | 30 days from the last write, longer than any value | the generation of a kind; while it is absent nothing of the kind is valid |
 | `<ns>:jobs:{<queue>}:ready:<type>` | list | none: emptied by workers, must outlive any pause of theirs | ids of queued jobs |
 | `<ns>:jobs:{<queue>}:running` | sorted set | none: as above | ids of leased jobs by the end of their lease |
@@ -13,10 +15,14 @@
 | `<ns>:analytics:{<day>}:endpoints` | hash | 40 days | the day's calls, failures and time per endpoint |
 | `<ns>:analytics:{<day>}:requests` | HyperLogLog | 40 days | the different signature requests of the day |
 | `<ns>:analytics:{<day>}:users` | HyperLogLog | 40 days | the different users of the day |
+| `<ns>:tallies:<name>:{<hour>}` | hash | its service's, from the first count | what a service counted in an hour |
+| `<ns>:live:{<name>}` | hash | none: configuration, which stays until somebody changes it; bounded by its service | entries of which every process keeps a copy, and their version under the empty name |
 | `<ns>:doctor:{<id>}` | string | 1 min | what the doctor writes to see whether it may |
 
 Channels: `<ns>:jobs:{<queue>}:wake` tells idle workers the type of a job that is ready, and `<ns>:jobs:{<queue>}:done`
-tells the id of a job that has ended.
+tells the id of a job that has ended; `<ns>:cache:loaded` tells the key of a value that somebody waits for, and
+`<ns>:cache:changed` the keys of the cache that have changed, for kinds that are also kept in the memory of processes.
+`<ns>:live:{<name>}:changed` tells the new version of a live hash.
 
 Identifiers are percent-encoded, so that no user text can end a hash tag or pass for another key.
 """
@@ -36,12 +42,15 @@ WITHOUT_TTL = (
     r"[^:]+:jobs:\{[^}]+\}:(ready:[^:]+|running)",
     r"[^:]+:jobs:\{[^}]+\}:job:[^:]+",
     r"[^:]+:jobs:\{[^}]+\}:stats:[^:]+",
+    r"[^:]+:live:\{[^}]+\}",
 )
 """Patterns of the keys that may live without a TTL; the table above says why. The leak fixture of the tests uses them."""
 
 
 def escape(identifier: str) -> str:
     """An identifier as it stands in a key: percent-encoded UTF-8, so `:`, `{`, `}` and spaces cannot occur."""
+    if identifier.isascii() and identifier.replace("-", "").isalnum():
+        return identifier  # nothing to encode, as in most; four times as fast
     return quote(identifier, safe="")
 
 
@@ -54,8 +63,32 @@ class Keys:
     def cache_value(self, kind: str, identifier: str) -> str:
         return f"{self.namespace}:cache:{escape(kind)}:{{{escape(identifier)}}}"
 
+    def cache_values(self, kind: str) -> str:
+        """What the key of every value of a kind begins with."""
+        return f"{self.namespace}:cache:{escape(kind)}:"
+
+    def cache_lease(self, kind: str, identifier: str) -> str:
+        return f"{self.namespace}:cachelease:{escape(kind)}:{{{escape(identifier)}}}"
+
     def cache_generation(self, kind: str) -> str:
-        return f"{self.namespace}:cachegen:{escape(kind)}"
+        return f"{self.cache_generations()}{escape(kind)}"
+
+    def cache_generations(self) -> str:
+        """What the key of every kind's generation begins with."""
+        return f"{self.namespace}:cachegen:"
+
+    def cache_tag(self, tag: str) -> str:
+        return f"{self.cache_tags()}{escape(tag)}"
+
+    def cache_tags(self) -> str:
+        """What the key of every tag's generation begins with."""
+        return f"{self.namespace}:cachetag:"
+
+    def cache_loaded(self) -> str:
+        return f"{self.namespace}:cache:loaded"
+
+    def cache_changed(self) -> str:
+        return f"{self.namespace}:cache:changed"
 
     def jobs_prefix(self, queue: str) -> str:
         """What every key of a queue begins with: a script that meets a job's id spells the rest of its keys."""
@@ -93,6 +126,15 @@ class Keys:
 
     def analytics_users(self, day: str) -> str:
         return f"{self._day(day)}:users"
+
+    def tallies(self, name: str, hour: str) -> str:
+        return f"{self.namespace}:tallies:{escape(name)}:{{{escape(hour)}}}"
+
+    def live(self, name: str) -> str:
+        return f"{self.namespace}:live:{{{escape(name)}}}"
+
+    def live_channel(self, name: str) -> str:
+        return f"{self.live(name)}:changed"
 
     def doctor_probe(self, identifier: str) -> str:
         return f"{self.namespace}:doctor:{{{escape(identifier)}}}"
