@@ -161,6 +161,8 @@ def _web_configuration(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        # It would believe a header of whoever connects from this machine; web/address.py decides whom to believe.
+        proxy_headers=False,
         # A client that finds its idle connection closed sends again, so a write of its may run twice: wait long.
         timeout_keep_alive=90,
         timeout_graceful_shutdown=max(1, int(settings.web.grace.total_seconds() * _WEB_SHARE)),

@@ -51,6 +51,13 @@ class Fsync(StrEnum):
     ALWAYS = "always"
 
 
+class ProxyHeader(StrEnum):
+    """The header in which proxies pass the client's address on."""
+
+    X_FORWARDED_FOR = "x-forwarded-for"
+    FORWARDED = "forwarded"
+
+
 def _duration(value: object) -> object:
     if isinstance(value, str):
         found = _DURATION.match(value)
@@ -218,6 +225,10 @@ class WebSettings(_Group):
     grace: Duration = Field(default=timedelta(seconds=10), validation_alias="COUNTERSEAL_GRACE")
     rest_token: AccessKey | None = Field(default=None, validation_alias="COUNTERSEAL_REST_TOKEN")
     rest_database: int | None = Field(default=None, ge=0, le=15, validation_alias="COUNTERSEAL_REST_DATABASE")
+    trusted_proxies: int = Field(default=0, ge=0, le=16, validation_alias="COUNTERSEAL_TRUSTED_PROXIES")
+    proxy_header: ProxyHeader = Field(
+        default=ProxyHeader.X_FORWARDED_FOR, validation_alias="COUNTERSEAL_PROXY_HEADER"
+    )
 
 
 class Settings(_Group):
