@@ -143,6 +143,21 @@ async def test_a_subscriber_that_is_cancelled_while_it_waits_leaves_no_subscript
         assert await take(messages, 1) == [Message("channel", b"x")]
 
 
+async def test_a_lost_connection_is_told_at_once_and_then_by_a_gap(backend: Backend, store: Store):
+    order: list[object] = []
+    async with store.subscribe("channel", on_loss=lambda: order.append("lost")) as messages:
+        for number in range(3):
+            for node in backend.nodes:
+                for line in node.execute("CLIENT", "LIST", "TYPE", "PUBSUB").decode().splitlines():
+                    described = dict(part.split("=", 1) for part in line.split(" "))
+                    if not described["name"].startswith("sentinel"):
+                        node.execute("CLIENT", "KILL", "ID", described["id"])
+            order += await take(messages, 1)
+            await store.command("PUBLISH", "channel", number)
+            assert await take(messages, 1) == [Message("channel", b"%d" % number)]
+    assert order == ["lost", Gap(("channel",))] * 3
+
+
 async def test_messages_cross_from_one_store_to_another(backend: Backend, store: Store):
     async with backend.store() as other, store.subscribe("channel") as messages:
         await other.command("PUBLISH", "channel", "hello")

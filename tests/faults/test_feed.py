@@ -173,6 +173,119 @@ async def is_refused(store: NativeStore, channel: str) -> bool:
         return True
 
 
+# -- being told of a loss at once ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+async def test_who_asked_is_told_of_each_loss_once_before_the_gap(shared: Server, relay: Relay, reset: bool):
+    order: list[object] = []
+    async with (
+        connected(relay.url) as store,
+        store.subscribe("channel", on_loss=lambda: order.append("lost")) as messages,
+    ):
+        for _ in range(5):
+            relay.cut(reset=reset)
+            order += await take(messages)
+        shared.execute("PUBLISH", "channel", "after")
+        assert await take(messages) == of("after")
+    assert order == ["lost", GAP] * 5
+
+
+async def test_who_asked_is_told_while_there_is_no_connection_and_once_however_long_that_takes(
+    shared: Server, relay: Relay
+):
+    losses: list[str] = []
+    async with (
+        connected(relay.url) as store,
+        store.subscribe("channel", on_loss=lambda: losses.append("one")) as messages,
+        store.subscribe("channel", "other", on_loss=lambda: losses.append("both")),
+        store.subscribe("other"),
+    ):
+        relay.refuse()
+        relay.cut()
+        await eventually(lambda: losses)
+        for _ in range(3):
+            assert await is_refused(store, "a third")
+        assert sorted(losses) == ["both", "one"]
+        await relay.accept()
+        assert await take(messages) == [GAP]
+        assert sorted(losses) == ["both", "one"]
+
+
+async def test_a_connection_lost_again_before_its_gap_is_one_loss(shared: Server, relay: Relay):
+    losses: list[int] = []
+    async with (
+        connected(relay.url) as store,
+        store.subscribe("a", "b", on_loss=lambda: losses.append(1)) as messages,
+    ):
+        relay.cut_after(0)
+        shared.execute("PUBLISH", "a", "never passed on")
+        relay.cut()
+        await eventually(lambda: losses)
+        assert await take(messages) == [Gap(("a", "b"))]
+        assert losses == [1]
+
+
+async def test_a_killed_server_is_a_loss_at_once_while_it_is_still_dead():
+    losses: list[int] = []
+    with Server() as server:
+        async with (
+            connected(server.url) as store,
+            store.subscribe("channel", on_loss=lambda: losses.append(1)) as messages,
+        ):
+            server.kill()
+            await eventually(lambda: losses == [1])
+            server.start()
+            assert await take(messages) == [GAP]
+            assert losses == [1]
+
+
+async def test_a_frozen_server_is_a_loss_before_it_is_thawed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(feed, "_QUIET", 0.2)
+    monkeypatch.setattr(feed, "_ANSWER_WITHIN", 0.3)
+    losses: list[int] = []
+    with Server() as server:
+        async with (
+            connected(server.url) as store,
+            store.subscribe("channel", on_loss=lambda: losses.append(1)) as messages,
+        ):
+            server.freeze()
+            await eventually(lambda: losses)
+            server.thaw()
+            assert await take(messages) == [GAP]
+            assert losses == [1]
+
+
+async def test_one_who_fails_when_told_of_a_loss_takes_nothing_from_anybody(
+    shared: Server, relay: Relay, caplog: pytest.LogCaptureFixture
+):
+    def fail() -> None:
+        raise RuntimeError("of its own")
+
+    async with (
+        connected(relay.url) as store,
+        store.subscribe("channel", on_loss=fail) as failing,
+        store.subscribe("channel") as other,
+    ):
+        relay.cut()
+        assert await take(failing) == await take(other) == [GAP]
+        shared.execute("PUBLISH", "channel", "after")
+        assert await take(failing) == await take(other) == of("after")
+    assert "of its own" in caplog.text
+
+
+async def test_closing_the_store_and_leaving_are_no_losses(shared: Server, relay: Relay):
+    losses: list[int] = []
+    async with connected(relay.url) as store:
+        async with store.subscribe("channel", on_loss=lambda: losses.append(1)):
+            pass
+        async with store.subscribe("channel", on_loss=lambda: losses.append(1)) as messages:
+            await store.close()
+            with pytest.raises(StoreUnavailable):
+                await take(messages)
+    assert losses == []
+
+
 # -- outages ---------------------------------------------------------------------------------------------------------
 
 

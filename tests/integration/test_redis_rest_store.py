@@ -540,13 +540,18 @@ async def test_a_lost_stream_is_replaced_and_the_gap_told(
     async with RestStore(
         url, SecretStr(gateway.token), bounds=RestBounds(timeout=timedelta(seconds=10))
     ) as store:
-        async with store.subscribe("c") as messages:
+        losses: list[int] = []
+        async with store.subscribe("c", on_loss=lambda: losses.append(1)) as messages:
             valkey.execute("PUBLISH", "c", "before")
             assert await anext(messages) == Message("c", b"before")
+            relay.refuse()
             relay.cut()
+            await eventually(lambda: losses)
+            await relay.accept()
             assert await anext(messages) == Gap(("c",))
             valkey.execute("PUBLISH", "c", "after")
             assert await anext(messages) == Message("c", b"after")
+            assert losses == [1]
         assert store.counts.reconnects == 1
 
 

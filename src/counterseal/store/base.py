@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -180,10 +180,13 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def subscribe(self, *channels: str, limit: int = 1000) -> Subscription:
+    def subscribe(
+        self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
+    ) -> Subscription:
         """Listen to channels: `async with store.subscribe("a") as messages: async for message in messages`.
 
-        `limit` is how many messages may wait for a slow reader before it is cut off.
+        `limit` is how many messages may wait for a slow reader before it is cut off. `on_loss` is called as soon as the
+        connection is known to be lost, once for each loss; the `Gap` follows when it is back.
         """
 
     def now_ms(self) -> int:

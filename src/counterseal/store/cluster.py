@@ -7,7 +7,7 @@ Each primary has one multiplexed connection of its own. A command goes to the no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -175,8 +175,10 @@ class ClusterStore(Store):
                 connection.abort("the blocking call is over")
         raise StoreUnavailable("the Cluster redirects in a circle")
 
-    def subscribe(self, *channels: str, limit: int = 1000) -> Subscription:
-        return self._feed.subscribe(channels, limit=limit)
+    def subscribe(
+        self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
+    ) -> Subscription:
+        return self._feed.subscribe(channels, limit=limit, on_loss=on_loss)
 
     async def any_target(self) -> Target:
         """A primary that answers, else any primary."""

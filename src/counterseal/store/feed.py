@@ -39,7 +39,14 @@ _ANSWER_WITHIN = 1.0
 class Inbox(Subscription):
     """One listener's messages, bounded."""
 
-    def __init__(self, feed: Listening, channels: Sequence[str], *, limit: int) -> None:
+    def __init__(
+        self,
+        feed: Listening,
+        channels: Sequence[str],
+        *,
+        limit: int,
+        on_loss: Callable[[], None] | None = None,
+    ) -> None:
         if not channels:
             raise ValueError("expected at least one channel to listen to")
         if limit < 1:
@@ -47,6 +54,7 @@ class Inbox(Subscription):
         self.channels = tuple(dict.fromkeys(channels))
         self._feed = feed
         self._limit = limit
+        self._on_loss = on_loss
         self._queue: asyncio.Queue[Message | Gap | None] = asyncio.Queue()
         self._end: CountersealError | None = None
 
@@ -67,6 +75,14 @@ class Inbox(Subscription):
             self.end(SubscriberTooSlow(f"more than {self._limit} messages were waiting to be read"))
             return
         self._queue.put_nowait(item)
+
+    def lose(self) -> None:
+        """The connection is known to be lost; a `Gap` follows when it is back."""
+        if self._on_loss is not None and self._end is None:
+            try:
+                self._on_loss()
+            except Exception:
+                logger.exception("who was told of a lost pub/sub connection failed")
 
     def end(self, error: CountersealError) -> None:
         """Let the reader have what is queued, then raise this."""
@@ -179,9 +195,11 @@ class Feed:
         """Let subscriptions begin from now on."""
         self._open = True
 
-    def subscribe(self, channels: Sequence[str], *, limit: int) -> Subscription:
+    def subscribe(
+        self, channels: Sequence[str], *, limit: int, on_loss: Callable[[], None] | None = None
+    ) -> Subscription:
         """A subscription that begins when it is entered."""
-        return Inbox(self, channels, limit=limit)
+        return Inbox(self, channels, limit=limit, on_loss=on_loss)
 
     async def add(self, inbox: Inbox) -> None:
         try:
@@ -260,13 +278,12 @@ class Feed:
             session: _Session | None = None
             try:
                 async with self._connected() as session:
-                    await self._deliver(session)
+                    await self._deliver_until_lost(session)
             except Exception as error:
                 if not isinstance(error, (RedisError, OSError, CountersealError)):
                     logger.exception("the pub/sub connection met an unexpected error")
                 if session is not None and session.well:
                     attempt = 0
-                    self._note_loss()
                 else:
                     self._refuse_waiting()
                 attempt += 1
@@ -292,13 +309,18 @@ class Feed:
 
     def _note_loss(self) -> None:
         """Who was listening has missed something. Every channel has to be confirmed anew."""
-        for inbox in self._all():
-            if all(self._confirmed[channel].done() for channel in inbox.channels):
-                self._missed.add(inbox)
+        lost = [
+            inbox
+            for inbox in self._all() - self._missed
+            if all(self._confirmed[channel].done() for channel in inbox.channels)
+        ]
+        self._missed.update(lost)
         loop = asyncio.get_running_loop()
         for channel, confirmed in self._confirmed.items():
             if confirmed.done():
                 self._confirmed[channel] = loop.create_future()
+        for inbox in lost:
+            inbox.lose()
 
     def _refuse_waiting(self) -> None:
         """No connection could be made: refuse those who wait to be let in."""
@@ -306,6 +328,14 @@ class Feed:
         for channel, confirmed in self._confirmed.items():
             confirmed.set_result(False)
             self._confirmed[channel] = loop.create_future()
+
+    async def _deliver_until_lost(self, session: _Session) -> None:
+        try:
+            await self._deliver(session)
+        except Exception:
+            if session.well:
+                self._note_loss()  # before the connection is let go, which takes time
+            raise
 
     async def _deliver(self, session: _Session) -> None:
         """Take what arrives until the connection is lost, or silent although it was asked."""

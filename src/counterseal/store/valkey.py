@@ -86,8 +86,10 @@ class NativeStore(Store):
         finally:
             connection.abort("the blocking call is over")
 
-    def subscribe(self, *channels: str, limit: int = 1000) -> Subscription:
-        return self._feed.subscribe(channels, limit=limit)
+    def subscribe(
+        self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
+    ) -> Subscription:
+        return self._feed.subscribe(channels, limit=limit, on_loss=on_loss)
 
     def _check_mode(self) -> None:
         if self.server.mode == "cluster":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from urllib.parse import quote
 
 from counterseal.core.background import end, full_jitter
@@ -36,9 +36,11 @@ class RestFeed:
         self._counts = counts
         self._listeners: dict[Inbox, asyncio.Task[None]] = {}
 
-    def subscribe(self, channels: Sequence[str], *, limit: int) -> Subscription:
+    def subscribe(
+        self, channels: Sequence[str], *, limit: int, on_loss: Callable[[], None] | None = None
+    ) -> Subscription:
         """A subscription that begins when it is entered."""
-        return Inbox(self, channels, limit=limit)
+        return Inbox(self, channels, limit=limit, on_loss=on_loss)
 
     async def add(self, inbox: Inbox) -> None:
         """Begin to listen. Returns when every channel is confirmed."""
@@ -71,6 +73,7 @@ class RestFeed:
     async def _listen(self, inbox: Inbox, confirmed: asyncio.Future[None]) -> None:
         """Deliver until the service refuses; a lost connection is replaced, with full-jitter back-off."""
         attempt = 0
+        listening = False
         stream = _Stream(inbox.channels, max_bytes=self._max_bytes, confirm_within=self._timeout)
         target = "/subscribe/" + "/".join(
             quote(channel, safe="").replace(".", "%2E") for channel in inbox.channels
@@ -80,9 +83,12 @@ class RestFeed:
                 async with self._client.stream(target) as pieces:
                     async for item in stream.items(pieces):
                         if item is not None:
+                            if isinstance(item, Gap):  # the service's own connection was lost, and is back
+                                inbox.lose()
                             inbox.put(item)
                             continue
                         attempt = 0
+                        listening = True
                         if confirmed.done():
                             self._counts.reconnects += 1
                             inbox.put(Gap(inbox.channels))
@@ -91,6 +97,9 @@ class RestFeed:
                 lost: CountersealError = StoreUnavailable("the Redis REST service ended the stream")
             except StoreError as error:
                 lost = error
+            if listening:
+                listening = False
+                inbox.lose()
             if not confirmed.done():
                 confirmed.set_exception(lost)
                 return

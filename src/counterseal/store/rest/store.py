@@ -7,7 +7,7 @@ order: in order is only what is awaited first, or stands in one `pipeline` or `t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
 from pydantic import SecretStr
@@ -136,8 +136,10 @@ class RestStore(Store):
     async def block(self, *arguments: Argument, timeout: timedelta) -> Reply:
         raise CommandError(f"ERR {arguments[0]!s} waits on the server, which REST can't do")
 
-    def subscribe(self, *channels: str, limit: int = 1000) -> Subscription:
-        return self._feed.subscribe(channels, limit=limit)
+    def subscribe(
+        self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
+    ) -> Subscription:
+        return self._feed.subscribe(channels, limit=limit, on_loss=on_loss)
 
     async def _rows(self, commands: Sequence[Command], rows: Sequence[bytes | None]) -> list[Reply]:
         """Send rows in slices, one after another; a command that JSON can't carry makes a request of its own."""
