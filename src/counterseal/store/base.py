@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -187,6 +188,23 @@ class Store(ABC):
 
         `limit` is how many messages may wait for a slow reader before it is cut off. `on_loss` is called as soon as the
         connection is known to be lost, once for each loss; the `Gap` follows when it is back.
+        """
+
+    @abstractmethod
+    def track(
+        self, *prefixes: str, on_change: Callable[[str | None], None], on_loss: Callable[[], None]
+    ) -> AbstractAsyncContextManager[None]:
+        """Hear from the server of every key that changes below these prefixes, whoever changes it: `async with`.
+
+        `on_change` is called with each key, this process's own writes included; with None when everything may have
+        changed. What changes in one turn of the server's loop comes together, each key once, in any order. Entering
+        returns once the server has begun.
+
+        `on_loss` is called as soon as the connection is known to be lost, or has been silent for a second although it
+        was asked, and when the store is closed. It is replaced; then `on_change(None)` comes before any further key.
+
+        Raises `CommandError` where this can't be had: over REST, on a Cluster, as a user who may not. Raises
+        `StoreUnavailable` when Redis is down, `ValueError` without a prefix. Costs a connection and a PING a second.
         """
 
     def now_ms(self) -> int:

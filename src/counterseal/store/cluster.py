@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import timedelta
 
@@ -179,6 +180,13 @@ class ClusterStore(Store):
         self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
     ) -> Subscription:
         return self._feed.subscribe(channels, limit=limit, on_loss=on_loss)
+
+    def track(
+        self, *prefixes: str, on_change: Callable[[str | None], None], on_loss: Callable[[], None]
+    ) -> AbstractAsyncContextManager[None]:
+        raise CommandError(
+            "ERR each node of a Cluster tells of its own keys only, which is not followed here"
+        )
 
     async def any_target(self) -> Target:
         """A primary that answers, else any primary."""

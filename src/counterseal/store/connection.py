@@ -98,6 +98,7 @@ class Connection(asyncio.Protocol):
         on_lost: Callable[[Connection, str], None],
         on_timeout: Callable[[], None],
         on_error: Callable[[CommandError], None],
+        on_push: Callable[[Connection, list[Any]], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._call_soon = self._loop.call_soon
@@ -109,6 +110,7 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._on_timeout = on_timeout
         self._on_error = on_error
+        self._on_push = on_push
         self._transport: asyncio.Transport | None = None
         self._reader = Reader(
             protocolError=HiredisError, replyError=cast("Any", error_reply), notEnoughData=_NOTHING
@@ -235,6 +237,10 @@ class Connection(asyncio.Protocol):
             while (reply := gets()) is not _NOTHING:
                 complete = True
                 if reply.__class__ is PushNotification:
+                    if self._on_push is not None:
+                        self._on_push(self, reply)
+                        if self._closed is not None:
+                            return
                     continue
                 if not pending:
                     self.abort(NO_ROOM if _is_full(reply) else "Redis sent a reply that nothing asked for")

@@ -161,18 +161,31 @@ class Link:
         if self._connection is not None:
             self._connection.abort(reason)
 
-    async def dedicated(self, timeout: timedelta) -> Connection:
-        """A connection of its own, introduced, for a command that blocks. The caller closes it with `abort`.
+    async def dedicated(
+        self,
+        timeout: timedelta,
+        *,
+        on_lost: Callable[[Connection, str], None] | None = None,
+        on_push: Callable[[Connection, list[Any]], None] | None = None,
+    ) -> Connection:
+        """A connection of its own, introduced. The caller closes it with `abort`.
 
-        `timeout` is how long that command may take; connecting takes no longer than it does otherwise.
+        `timeout` is how long a command on it may take; connecting takes no longer than it does otherwise. With
+        `on_push` it speaks RESP3, gives what the server sends unasked to that, and counts for nothing in `counts`.
         """
+
+        def lost(connection: Connection, reason: str) -> None:
+            self._dedicated.discard(connection)
+            if on_lost is not None:
+                on_lost(connection, reason)
+
         target = await self.route.resolve()
         connection = await self._dial(
-            target, self.options.bounds(target), on_lost=self._on_dedicated_lost, on_timeout=_nothing
+            target, self.options.bounds(target), on_lost=lost, on_timeout=_nothing, on_push=on_push
         )
         self._dedicated.add(connection)
         try:
-            await self._introduce(connection, target)
+            await self._introduce(connection, target, protocol="2" if on_push is None else "3")
         except BaseException:
             connection.abort("the server did not accept the connection")
             raise
@@ -218,12 +231,19 @@ class Link:
         *,
         on_lost: Callable[[Connection, str], None],
         on_timeout: Callable[[], None],
+        on_push: Callable[[Connection, list[Any]], None] | None = None,
     ) -> Connection:
         loop = asyncio.get_running_loop()
+        counts = self.counts if on_push is None else StoreCounts()
 
         def make() -> Connection:
             return Connection(
-                bounds, counts=self.counts, on_lost=on_lost, on_timeout=on_timeout, on_error=self._on_error
+                bounds,
+                counts=counts,
+                on_lost=on_lost,
+                on_timeout=on_timeout,
+                on_error=self._on_error,
+                on_push=on_push,
             )
 
         limit = self.options.connecting(target)
@@ -249,8 +269,8 @@ class Link:
             ) from error
         return connection
 
-    async def _introduce(self, connection: Connection, target: Target) -> ServerInfo:
-        hello: list[str] = ["HELLO", "2"]
+    async def _introduce(self, connection: Connection, target: Target, *, protocol: str = "2") -> ServerInfo:
+        hello: list[str] = ["HELLO", protocol]
         if target.password is not None or target.username is not None:
             password = target.password.get_secret_value() if target.password else ""
             hello += ["AUTH", target.username or "default", password]
@@ -275,11 +295,14 @@ class Link:
                 )
         return self._understand(first)
 
-    def _understand(self, hello: Reply) -> ServerInfo:
-        flat = hello if isinstance(hello, list) else []
+    def _understand(self, hello: Reply | dict[bytes, Reply]) -> ServerInfo:
+        if isinstance(hello, list):
+            pairs = zip(hello[::2], hello[1::2], strict=False)
+        else:
+            pairs = hello.items() if isinstance(hello, dict) else ()  # in RESP3 it is a map
         said = {
             name.decode(): value.decode("utf-8", "replace")
-            for name, value in zip(flat[::2], flat[1::2], strict=False)
+            for name, value in pairs
             if isinstance(name, bytes) and isinstance(value, bytes)
         }
         product = said.get("server", "redis")
@@ -321,9 +344,6 @@ class Link:
             logger.warning("Redis does not answer in time: calls are refused until it does")
         else:
             logger.info("Redis answers again: calls are let through")
-
-    def _on_dedicated_lost(self, connection: Connection, reason: str) -> None:
-        self._dedicated.discard(connection)
 
     def _on_timeout(self) -> None:
         connection = self._connection

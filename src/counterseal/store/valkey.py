@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 
 from counterseal.core.clock import Clock
@@ -14,6 +16,7 @@ from counterseal.store.guard import PLAIN, check, check_queued
 from counterseal.store.link import Link, LinkOptions
 from counterseal.store.route import Route
 from counterseal.store.scripts import Script
+from counterseal.store.tracking import Tracking
 from counterseal.store.wire import Argument, Command, Reply
 
 
@@ -32,6 +35,7 @@ class NativeStore(Store):
         self.kind = kind
         self.link = Link(route, options, counts=self.counts)
         self._feed = Feed(route)
+        self._trackings: set[Tracking] = set()
 
     @property
     def server(self) -> ServerInfo:
@@ -53,6 +57,7 @@ class NativeStore(Store):
 
     async def _disconnect(self) -> None:
         await self._feed.close()
+        await asyncio.gather(*(tracking.close() for tracking in self._trackings))
         await self.link.close()
 
     def command(self, *arguments: Argument) -> Awaitable[Reply]:
@@ -90,6 +95,11 @@ class NativeStore(Store):
         self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
     ) -> Subscription:
         return self._feed.subscribe(channels, limit=limit, on_loss=on_loss)
+
+    def track(
+        self, *prefixes: str, on_change: Callable[[str | None], None], on_loss: Callable[[], None]
+    ) -> AbstractAsyncContextManager[None]:
+        return Tracking(self.link, prefixes, on_change=on_change, on_loss=on_loss, among=self._trackings)
 
     def _check_mode(self) -> None:
         if self.server.mode == "cluster":

@@ -8,6 +8,7 @@ order: in order is only what is awaited first, or stands in one `pipeline` or `t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 
 from pydantic import SecretStr
@@ -140,6 +141,13 @@ class RestStore(Store):
         self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
     ) -> Subscription:
         return self._feed.subscribe(channels, limit=limit, on_loss=on_loss)
+
+    def track(
+        self, *prefixes: str, on_change: Callable[[str | None], None], on_loss: Callable[[], None]
+    ) -> AbstractAsyncContextManager[None]:
+        raise CommandError(
+            "ERR the server tells a client of changed keys on a connection, which REST has not"
+        )
 
     async def _rows(self, commands: Sequence[Command], rows: Sequence[bytes | None]) -> list[Reply]:
         """Send rows in slices, one after another; a command that JSON can't carry makes a request of its own."""
