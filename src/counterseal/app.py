@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from counterseal.analytics.service import Analytics
-from counterseal.cache.kind import KINDS, Kind, configured
+from counterseal.cache.kind import Kind, configured
 from counterseal.cache.service import Cache
 from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import Settings
@@ -30,19 +30,25 @@ class Counterseal:
     that do not fit together, a URL that is not understood, a lifetime of a kind that nobody declared.
     """
 
-    def __init__(self, settings: Settings, *, kinds: Iterable[Kind] = ()) -> None:
+    def __init__(self, settings: Settings, *, kinds: Iterable[Kind[Any]] = ()) -> None:
         kinds = tuple(kinds)
         faults: list[str] = []
         store = _made(faults, lambda: open_store(settings))
         database = _made(faults, lambda: Database(settings.database.url, data_dir=settings.data_dir))
-        _made(faults, lambda: configured((*KINDS, *kinds), settings.cache_ttl))
+        _made(faults, lambda: configured(kinds, settings.cache_ttl))
         if faults or store is None or database is None:
             raise ConfigurationError(faults)
         keys = Keys(settings.namespace)
         self.settings = settings
         self.store = store
         self.database = database
-        self.cache = Cache(store, keys=keys, kinds=kinds, ttls=settings.cache_ttl)
+        self.cache = Cache(
+            store,
+            keys=keys,
+            kinds=kinds,
+            ttls=settings.cache_ttl,
+            near_bytes=settings.cache.near_bytes,
+        )
         self.jobs = Jobs(self.store, keys=keys)
         self.analytics = Analytics(self.store, keys=keys)
         self.health = Health(self.store, probes=self._probes(), settings=settings)
@@ -50,7 +56,7 @@ class Counterseal:
         self._open: AsyncExitStack | None = None
 
     @classmethod
-    def open(cls, settings: Settings | None = None, *, kinds: Iterable[Kind] = ()) -> Self:
+    def open(cls, settings: Settings | None = None, *, kinds: Iterable[Kind[Any]] = ()) -> Self:
         """The services of these settings, by default of the environment's, to be used as `async with`.
 
         Raises `ConfigurationError` with a sentence for every fault of the settings.
@@ -74,6 +80,7 @@ class Counterseal:
         """
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
+            await stack.enter_async_context(self.cache)
             await stack.enter_async_context(self.database)
             stack.push_async_callback(self.health.close)
             self._open = stack.pop_all()

@@ -1,28 +1,74 @@
-"""Entry: a cached value as it is stored, with what decides whether it still counts."""
+"""Entry: a cached value as it is stored, with what decides whether it still counts.
+
+`1:<id> <generation> <fresh_ms> <load_ms> <tag>=<generation>…` and, after a line break, the JSON text of the value.
+The id is new with every write. A tombstone, `1:<id>` and a line break, stands where a value was invalidated: whoever
+loaded before it finds another id than it saw, and its late fill is refused. A script reads the id by its place.
+"""
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import quote
+
 import msgspec
 
-from counterseal.core.codec import JsonValue, decode_as, encode_record, from_raw
+from counterseal.core.codec import without_schema
+from counterseal.core.errors import CodecError
+
+ID_BEGIN: Final = 2
+ID_END: Final = 18
+NO_ID: Final = b""
+"""The id that is seen where nothing is stored."""
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """`1:["<generation>",<expires_ms>,<value>]`. It counts until then, and while its kind has that generation."""
+class Entry(msgspec.Struct, frozen=True):
+    """A stored value. `fresh_ms` is when it ends, by the store's clock; `load_ms` how long it took to load."""
 
-    generation: str
-    expires_ms: int
-    value: msgspec.Raw
-
-
-def pack(value: msgspec.Raw, *, generation: str, expires_ms: int) -> bytes:
-    """The bytes to store for the JSON text of a value."""
-    return encode_record(Entry(generation, expires_ms, value))
+    generation: bytes
+    fresh_ms: int
+    load_ms: int
+    tags: tuple[bytes, ...]
+    text: bytes
 
 
-def unpack(data: bytes, *, generation: str, now_ms: int, key: str) -> JsonValue:
-    """The value, or None when it has expired or its kind was cleared since. Raises `CodecError` naming `key`."""
-    entry = decode_as(data, Entry, key=key)
-    if entry.generation != generation or entry.expires_ms <= now_ms:
-        return None
-    return from_raw(entry.value, key=key)
+def new_id() -> str:
+    """An id for a write, or a generation: never given twice."""
+    return secrets.token_hex(8)
+
+
+def id_of(data: bytes | None) -> bytes:
+    """What stands where the id stands, in whatever is stored."""
+    return NO_ID if data is None else data[ID_BEGIN:ID_END]
+
+
+def pack(text: bytes, *, generation: bytes, fresh_ms: int, load_ms: int, tags: Iterable[bytes]) -> bytes:
+    """The bytes to store for the JSON text of a value. Tags are made by `tagged`."""
+    head = b"1:%b %b %d %d" % (new_id().encode(), generation, fresh_ms, load_ms)
+    return b" ".join((head, *tags)) + b"\n" + text
+
+
+def tombstone() -> bytes:
+    """The bytes to store for a value that was invalidated."""
+    return b"1:%b\n" % new_id().encode()
+
+
+def tagged(tag: str, generation: bytes) -> bytes:
+    """A tag with the generation that it had when the value was written."""
+    return quote(tag, safe="").encode() + b"=" + generation
+
+
+def unpack(data: bytes, *, key: str) -> Entry | None:
+    """What is stored; None for a tombstone. Raises `CodecError` naming `key`."""
+    head, line, text = data.partition(b"\n")
+    fields = head.split(b" ")
+    try:
+        if line and fields[0].startswith(b"1:") and len(fields[0]) == ID_END:
+            if len(fields) == 1 and not text:
+                return None
+            return Entry(fields[1], int(fields[2]), int(fields[3]), tuple(fields[4:]), text)
+    except (IndexError, ValueError):
+        pass
+    without_schema(data, key=key)
+    raise CodecError("a stored value can't be read: it has no head", key=key)

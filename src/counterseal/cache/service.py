@@ -3,149 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from types import TracebackType
+from typing import Any, Final, Self
 
-from msgspec import Raw
-
-from counterseal.cache.entry import pack, unpack
-from counterseal.cache.kind import KINDS, Kind, configured
-from counterseal.core.codec import JsonValue
-from counterseal.core.errors import CodecError, CommandError, StoreError, UnknownName
+from counterseal.cache.changes import Changes
+from counterseal.cache.flights import Flights
+from counterseal.cache.generations import Generations, bump
+from counterseal.cache.kind import LONGEST_TTL, JsonObject, Kind, T, configured, is_ttl
+from counterseal.cache.near import NearMemory
+from counterseal.cache.probe import CacheProbe, exercise
+from counterseal.cache.stats import KindStats, by_hour, by_kind
+from counterseal.cache.values import KindCache
+from counterseal.cache.wakes import Wakes
+from counterseal.core.errors import ConfigurationError, UnknownName
 from counterseal.store.base import Store
-from counterseal.store.keys import CACHE_GENERATION_TTL, Keys
-from counterseal.store.wire import raised
+from counterseal.store.keys import Keys
+from counterseal.store.live import LiveHash
+from counterseal.store.tallies import Tallies
 
-_GRACE_MS: Final = 60_000  # the entry's own time decides; the key's TTL only collects what nobody asks for
-_GENERATION_S: Final = CACHE_GENERATION_TTL // timedelta(seconds=1)
-_PROBE: Final = Kind("probe", timedelta(seconds=10))
+logger = logging.getLogger(__name__)
 
+NEAR_BYTES: Final = 64 * 2**20
+STATS_TTL: Final = timedelta(days=8)
 
-@dataclass(frozen=True, slots=True)
-class CacheProbe:
-    """What a cache did with a value of its own: each is true when that operation ran and had its effect.
-
-    `fault` is the first thing that went wrong, None when all three are true.
-    """
-
-    set: bool
-    get: bool
-    delete: bool
-    fault: StoreError | CodecError | None = None
-
-
-class KindCache:
-    """The cached values of one kind. Absence is None, whether it never was, expired, or was cleared."""
-
-    def __init__(self, store: Store, *, keys: Keys, kind: Kind) -> None:
-        self.kind = kind
-        self._store = store
-        self._keys = keys
-        self._generation_key = keys.cache_generation(kind.name)
-
-    async def get(self, identifier: str) -> dict[str, JsonValue] | None:
-        """The value of an identifier, equal to what was set, or None. One round trip.
-
-        Raises `CodecError` naming the key when what is stored can't be read, and `StoreUnavailable`.
-        """
-        key = self._key(identifier)
-        stored, generation = await asyncio.gather(
-            self._store.command("GET", key), self._store.command("GET", self._generation_key)
-        )
-        if not (isinstance(stored, bytes) and isinstance(generation, bytes)):
-            return None
-        value = unpack(stored, generation=_text(generation), now_ms=self._store.now_ms(), key=key)
-        if value is not None and not isinstance(value, dict):
-            raise CodecError(f"a stored value of {self.kind.name} is not an object", key=key)
-        return value
-
-    async def set(self, identifier: str, value: Mapping[str, JsonValue]) -> None:
-        """Keep a JSON object for the lifetime of the kind. Two round trips; three for the first of a kind.
-
-        Raises `CodecError` with the path, before anything is written, when the value is not a JSON object or has a
-        member that the kind refuses; and `StoreUnavailable`.
-        """
-        text = self.kind.text(value)
-        generation = await self._current_generation()
-        await self._store.command(*self._set_command(self._key(identifier), text, generation))
-
-    async def invalidate(self, identifier: str) -> bool:
-        """Forget one value; whether there was one. One round trip."""
-        return await self._store.command("UNLINK", self._key(identifier)) == 1
-
-    async def clear(self) -> None:
-        """Forget every value of the kind, in one round trip however many there are: its generation changes."""
-        await self._store.command(*self.clear_command())
-
-    def clear_command(self) -> tuple[str | int, ...]:
-        """The command that `clear` sends, for whoever clears several kinds in one round trip."""
-        return "SET", self._generation_key, _new_generation(), "EX", _GENERATION_S
-
-    async def probe(self) -> CacheProbe:
-        """Write a value of its own under a new identifier, read it back, compare, delete it and see that it is gone.
-
-        Two round trips. Never raises for what Redis answers: each operation is judged for itself.
-        """
-        key = self._key(secrets.token_hex(8))
-        value: dict[str, JsonValue] = {"token": secrets.token_hex(16)}
-        try:
-            generation = await self._current_generation()
-            written, read, deleted, left = await self._store.pipeline(
-                [
-                    self._set_command(key, self.kind.text(value), generation),
-                    ("GET", key),
-                    ("UNLINK", key),
-                    ("EXISTS", key),
-                ]
-            )
-        except StoreError as fault:
-            return CacheProbe(set=False, get=False, delete=False, fault=fault)
-        faults = [reply for reply in (written, read, deleted, left) if isinstance(reply, CommandError)]
-        was_set = written == b"OK"
-        expected = value if was_set else None
-        found: JsonValue = None
-        unreadable: CodecError | None = None
-        if isinstance(read, bytes):
-            try:
-                found = unpack(read, generation=generation, now_ms=self._store.now_ms(), key=key)
-            except CodecError as fault:
-                unreadable = fault
-        return CacheProbe(
-            set=was_set,
-            get=not isinstance(read, CommandError) and unreadable is None and found == expected,
-            delete=deleted == int(was_set) and left == 0,
-            fault=faults[0] if faults else unreadable,
-        )
-
-    async def _current_generation(self) -> str:
-        """The generation to write under. One round trip; two when the kind has none yet."""
-        current = await self._store.command("GETEX", self._generation_key, "EX", _GENERATION_S)
-        if isinstance(current, bytes):
-            return _text(current)
-        fresh = _new_generation()
-        # Somebody else may be first: then theirs counts.
-        first = await self._store.command(
-            "SET", self._generation_key, fresh, "NX", "GET", "EX", _GENERATION_S
-        )
-        return _text(first) if isinstance(first, bytes) else fresh
-
-    def _set_command(self, key: str, value: Raw, generation: str) -> tuple[str | bytes | int, ...]:
-        ttl_ms = self.kind.ttl // timedelta(milliseconds=1)
-        data = pack(value, generation=generation, expires_ms=self._store.now_ms() + ttl_ms)
-        return "SET", key, data, "PX", ttl_ms + _GRACE_MS
-
-    def _key(self, identifier: str) -> str:
-        return self._keys.cache_value(self.kind.name, identifier)
+_MS: Final = timedelta(milliseconds=1)
 
 
 class Cache:
-    """The kinds of an application, ready to use. It has no task and no connection of its own.
+    """The kinds of an application, ready to use.
 
-    `kinds` are the application's own, besides the five of every document-signing application; `ttls` are lifetimes by
-    name that replace the declared ones. Raises `ConfigurationError` when the two do not fit together.
+    `kinds` are the application's own, besides the five of every document-signing application or in their place; `ttls`
+    are lifetimes by name that replace the declared ones; `near_bytes` bounds what is kept in this process's memory, for
+    the kinds that ask for it. Raises `ConfigurationError` when they do not fit together.
+
+    Use it as `async with`, or call `close`: it has tasks of its own as soon as something is loaded, counted or near.
+    Lifetimes that were changed at run time are known once it was entered.
     """
 
     def __init__(
@@ -153,51 +48,102 @@ class Cache:
         store: Store,
         *,
         keys: Keys,
-        kinds: Iterable[Kind] = (),
+        kinds: Iterable[Kind[Any]] = (),
         ttls: Mapping[str, timedelta] | None = None,
+        near_bytes: int = NEAR_BYTES,
     ) -> None:
         self._store = store
+        self._keys = keys
+        self._declared = configured(kinds, ttls or {})
+        self._generations = Generations(store)
+        self._wakes = Wakes(store, channel=keys.cache_loaded())
+        self._flights = Flights(self._wakes)
+        self._tallies = Tallies(store, key=lambda hour: keys.tallies("cache", hour), ttl=STATS_TTL)
+        self._lifetimes = LiveHash(
+            store,
+            key=keys.live("cache-ttl"),
+            channel=keys.live_channel("cache-ttl"),
+            on_change=self._apply_lifetimes,
+        )
+        memory = NearMemory(near_bytes)
+        near = {kind.name: memory.add(kind.name) for kind in self._declared.values() if kind.near is not None}
+        self._changes = Changes(store, keys=keys, memory=memory)
+        self._memory = memory
         self._kinds = {
-            name: KindCache(store, keys=keys, kind=kind)
-            for name, kind in configured((*KINDS, *kinds), ttls or {}).items()
+            name: KindCache(
+                store,
+                keys=keys,
+                kind=kind,
+                generations=self._generations,
+                flights=self._flights,
+                tallies=self._tallies,
+                near=near.get(name),
+                listen=self._changes.begin,
+            )
+            for name, kind in self._declared.items()
         }
-        self._probe = KindCache(store, keys=keys, kind=_PROBE)
+
+    async def __aenter__(self) -> Self:
+        """Read the lifetimes that were changed at run time. One round trip; without Redis the declared ones hold."""
+        await self._lifetimes.ready()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End what is under way, and send what was counted. At most one round trip. Safe to call twice."""
+        await self._flights.close()
+        await self._wakes.close()
+        await self._changes.close()
+        await self._lifetimes.close()
+        await self._tallies.close()
+
+    # -- kinds ---------------------------------------------------------------------------------------------------
 
     @property
-    def user_profiles(self) -> KindCache:
+    def user_profiles(self) -> KindCache[JsonObject]:
         """User profiles by user id, 15 min."""
         return self._kinds["user_profile"]
 
     @property
-    def documents(self) -> KindCache:
+    def documents(self) -> KindCache[JsonObject]:
         """Metadata of documents by document id, 5 min."""
         return self._kinds["document"]
 
     @property
-    def totp_configs(self) -> KindCache:
+    def totp_configs(self) -> KindCache[JsonObject]:
         """TOTP configurations by user id, 30 min; never a secret, a backup code or the last step."""
         return self._kinds["totp_config"]
 
     @property
-    def domain_settings(self) -> KindCache:
+    def domain_settings(self) -> KindCache[JsonObject]:
         """Settings of a domain, by domain, 1 h."""
         return self._kinds["domain_settings"]
 
     @property
-    def notification_preferences(self) -> KindCache:
+    def notification_preferences(self) -> KindCache[JsonObject]:
         """What a user wants to be told of, by user id, 1 h."""
         return self._kinds["notification_preferences"]
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """All kinds, in the order in which they were declared."""
-        return tuple(cache.kind for cache in self._kinds.values())
+    def kinds(self) -> tuple[Kind[Any], ...]:
+        """All kinds, the five first, then the application's own in the order in which they were declared."""
+        return tuple(self._declared.values())
 
-    def kind(self, name: str) -> KindCache:
+    def kind(self, name: str) -> KindCache[Any]:
         """The values of one kind by its name. Raises `UnknownName` listing the known ones."""
         if name not in self._kinds:
             raise UnknownName(f"no cache kind is named {name!r}; known are {', '.join(sorted(self._kinds))}")
         return self._kinds[name]
+
+    def of(self, kind: Kind[T]) -> KindCache[T]:
+        """The values of one kind by its declaration, typed. Raises `UnknownName` listing the known ones."""
+        return self.kind(kind.name)
+
+    # -- invalidation over kinds ---------------------------------------------------------------------------------
 
     async def clear(self, name: str | None = None) -> None:
         """Forget every value of a kind, or of all kinds. One round trip, however many values there are.
@@ -205,17 +151,85 @@ class Cache:
         Nothing is searched or deleted: old values no longer count, and leave by their TTL.
         """
         caches = list(self._kinds.values()) if name is None else [self.kind(name)]
-        for reply in await self._store.pipeline([cache.clear_command() for cache in caches]):
-            raised(reply)
+        await asyncio.gather(*(cache.clear() for cache in caches))
+
+    async def invalidate_tags(self, *tags: str) -> None:
+        """Forget every value that carries one of these tags. One round trip, however many values there are."""
+        channel = self._keys.cache_changed() if self._memory.kinds else None
+        keys = [self._keys.cache_tag(tag) for tag in dict.fromkeys(tags)]
+        try:
+            await asyncio.gather(*(bump(self._store, key, channel=channel) for key in keys))
+        finally:
+            for key in keys:
+                self._memory.tag_changed(key.removeprefix(self._keys.cache_tags()).encode())
+
+    async def invalidate_user(self, user_id: str) -> None:
+        """Forget everything of a user: in every kind whose `owner` is a user, and what carries the tag `user:<id>`.
+
+        One round trip.
+        """
+        await self._invalidate_owner("user", user_id)
+
+    async def invalidate_domain(self, domain: str) -> None:
+        """Forget everything of a domain: in every kind whose `owner` is a domain, and what carries `domain:<domain>`.
+
+        One round trip.
+        """
+        await self._invalidate_owner("domain", domain)
+
+    async def _invalidate_owner(self, owner: str, identifier: str) -> None:
+        owned = [self._kinds[name] for name, kind in self._declared.items() if kind.owner == owner]
+        await asyncio.gather(
+            self.invalidate_tags(f"{owner}:{identifier}"), *(cache.invalidate(identifier) for cache in owned)
+        )
+
+    # -- lifetimes -----------------------------------------------------------------------------------------------
+
+    async def set_ttl(self, name: str, ttl: timedelta | None) -> None:
+        """Change the lifetime of a kind in every process, for what is written from now on; None takes that back.
+
+        It outlives restarts and counts before the settings. One round trip. Raises `UnknownName`, and
+        `ConfigurationError` for a lifetime that no kind may have.
+        """
+        self.kind(name)
+        if ttl is None:
+            await self._lifetimes.remove(name)
+            return
+        if not is_ttl(ttl):
+            raise ConfigurationError(
+                f"ttl of {name}: expected a duration from 1ms to {LONGEST_TTL.days}d; came: {ttl}"
+            )
+        await self._lifetimes.set(name, str(ttl // _MS).encode())
+
+    def _apply_lifetimes(self) -> None:
+        changed = self._lifetimes.entries
+        for name, cache in self._kinds.items():
+            written = changed.get(name, b"")
+            ttl = timedelta(milliseconds=int(written)) if written.isdigit() and len(written) < 12 else None
+            if written and (ttl is None or not is_ttl(ttl)):
+                logger.warning("the lifetime of %s that was set at run time can't be read", name)
+                ttl = None
+            cache.ttl = ttl or cache.kind.ttl
+
+    # -- statistics ----------------------------------------------------------------------------------------------
+
+    async def stats(self, hours: int = 24) -> dict[str, dict[str, KindStats]]:
+        """What the kinds did in the last hours, by kind and by hour (`2026-11-24T09`, UTC), in all processes.
+
+        One round trip. Raises `StoreUnavailable`.
+        """
+        return by_hour(await self._tallies.read(hours), self._kinds)
+
+    @property
+    def totals(self) -> dict[str, KindStats]:
+        """What the kinds did in this process since it started. No round trip."""
+        return by_kind(self._tallies.totals, self._kinds)
+
+    @property
+    def near_bytes(self) -> int:
+        """What is kept in this process's memory, in bytes as `near_bytes` counts them. No round trip."""
+        return self._memory.bytes
 
     async def probe(self) -> CacheProbe:
         """Exercise the cache with a value of its own. Two round trips; raises for nothing that Redis answers."""
-        return await self._probe.probe()
-
-
-def _text(generation: bytes) -> str:
-    return generation.decode("ascii", "replace")
-
-
-def _new_generation() -> str:
-    return secrets.token_hex(8)
+        return await exercise(self._store, keys=self._keys, generations=self._generations)

@@ -44,7 +44,7 @@ def encode(value: object, *, schema: int = 1) -> bytes:
     (subclasses, tuples, NaN, infinities, lone surrogates), nesting deeper than `MAX_DEPTH` and a value that contains
     itself raise `CodecError` with the path.
     """
-    return b"%d:%b" % (schema, _text(value))
+    return b"%d:%b" % (schema, to_text(value))
 
 
 def decode(data: bytes, *, key: str, schemas: Collection[int] = FIRST_SCHEMA) -> JsonValue:
@@ -52,7 +52,7 @@ def decode(data: bytes, *, key: str, schemas: Collection[int] = FIRST_SCHEMA) ->
 
     Raises `CodecError` naming `key` when the bytes are not JSON or their schema version is not one of `schemas`.
     """
-    return _parse(_strip(data, key, schemas), key)
+    return from_text(without_schema(data, key=key, schemas=schemas), key=key)
 
 
 def decode_as(data: bytes, kind: type[_T], *, key: str, schemas: Collection[int] = FIRST_SCHEMA) -> _T:
@@ -60,34 +60,11 @@ def decode_as(data: bytes, kind: type[_T], *, key: str, schemas: Collection[int]
 
     Raises `CodecError` naming `key` as `decode` does, and when the value does not fit `kind`.
     """
-    text = _strip(data, key, schemas)
-    try:
-        return cast("_T", _decoder(kind).decode(text))
-    except (msgspec.MsgspecError, ValueError, RecursionError) as fault:
-        if not _out_of_range(fault):
-            raise _unreadable(fault, key) from fault
-    try:
-        return msgspec.convert(_parse(text, key), kind)
-    except msgspec.ValidationError as fault:
-        raise _unreadable(fault, key) from fault
+    return from_text_as(without_schema(data, key=key, schemas=schemas), kind, key=key)
 
 
-def encode_record(record: msgspec.Struct, *, schema: int = 1) -> bytes:
-    """The bytes that stand for a struct of our own, for `decode_as`. A JSON value inside it is made by `to_raw`."""
-    return b"%d:%b" % (schema, _encode(record))
-
-
-def to_raw(value: object) -> msgspec.Raw:
-    """A JSON value as a field of a struct, checked as `encode` checks it."""
-    return msgspec.Raw(_text(value))
-
-
-def from_raw(raw: msgspec.Raw, *, key: str) -> JsonValue:
-    """The value of a field made by `to_raw`. Raises `CodecError` naming `key`."""
-    return _parse(bytes(raw), key)
-
-
-def _text(value: object) -> bytes:
+def to_text(value: object) -> bytes:
+    """The JSON text of a value without a schema version, checked as `encode` checks it."""
     try:
         if _is_exact(value, MAX_DEPTH):
             return _encode(value)
@@ -97,6 +74,45 @@ def _text(value: object) -> bytes:
         return _encode(_with_long_integers(value, "$", MAX_DEPTH))
     except RecursionError as fault:
         raise CodecError("the value is nested too deeply for the stack of its caller") from fault
+
+
+def without_schema(data: bytes, *, key: str, schemas: Collection[int] = FIRST_SCHEMA) -> bytes:
+    """What follows the schema version of stored bytes. Raises `CodecError` naming `key` when it is not one of these."""
+    version, colon, text = data.partition(b":") if data[1:2] != b":" else (data[:1], b":", data[2:])
+    if not (colon and version.isdigit() and len(version) < 10):
+        raise CodecError("a stored value does not begin with a schema version", key=key)
+    if int(version) not in schemas:
+        known = ", ".join(map(str, sorted(schemas)))
+        raise CodecError(
+            f"a stored value has schema version {int(version)}; this release reads {known}", key=key
+        )
+    return text
+
+
+def from_text(text: bytes, *, key: str) -> JsonValue:
+    """The value of a JSON text, as `decode` reads it. Raises `CodecError` naming `key`."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as fault:
+        if not _out_of_range(fault):
+            raise _unreadable(fault, key) from fault
+    try:
+        return _long_decoder.decode(_TOKEN.sub(_marked, text))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as fault:
+        raise _unreadable(fault, key) from fault
+
+
+def from_text_as(text: bytes, kind: type[_T], *, key: str) -> _T:
+    """The value of a JSON text as a `kind`, as `decode_as` reads it. Raises `CodecError` naming `key`."""
+    try:
+        return cast("_T", _decoder(kind).decode(text))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as fault:
+        if not _out_of_range(fault):
+            raise _unreadable(fault, key) from fault
+    try:
+        return msgspec.convert(from_text(text, key=key), kind)
+    except msgspec.ValidationError as fault:
+        raise _unreadable(fault, key) from fault
 
 
 def _is_exact(value: object, depth: int) -> bool:
@@ -182,30 +198,6 @@ def _is_unicode(text: str) -> bool:
 
 def _refused(message: str, path: str) -> CodecError:
     return CodecError(message, path=path if len(path) <= _PATH_SHOWN else f"{path[:_PATH_SHOWN]}…")
-
-
-def _strip(data: bytes, key: str, schemas: Collection[int]) -> bytes:
-    version, colon, text = data.partition(b":") if data[1:2] != b":" else (data[:1], b":", data[2:])
-    if not (colon and version.isdigit() and len(version) < 10):
-        raise CodecError("a stored value does not begin with a schema version", key=key)
-    if int(version) not in schemas:
-        known = ", ".join(map(str, sorted(schemas)))
-        raise CodecError(
-            f"a stored value has schema version {int(version)}; this release reads {known}", key=key
-        )
-    return text
-
-
-def _parse(text: bytes, key: str) -> JsonValue:
-    try:
-        return msgspec.json.decode(text)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as fault:
-        if not _out_of_range(fault):
-            raise _unreadable(fault, key) from fault
-    try:
-        return _long_decoder.decode(_TOKEN.sub(_marked, text))
-    except (msgspec.MsgspecError, ValueError, RecursionError) as fault:
-        raise _unreadable(fault, key) from fault
 
 
 def _marked(token: re.Match[bytes]) -> bytes:

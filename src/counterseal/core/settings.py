@@ -210,6 +210,12 @@ class MailSettings(_Group):
     smtp_url: SmtpUrl | None = Field(default=None, validation_alias="SMTP_URL")
 
 
+class CacheSettings(_Group):
+    """What the cache may take of this process."""
+
+    near_bytes: int = Field(default=64 * 2**20, ge=2**16, validation_alias="COUNTERSEAL_CACHE_NEAR_BYTES")
+
+
 class JobsSettings(_Group):
     """How jobs travel."""
 
@@ -251,6 +257,7 @@ class Settings(_Group):
     qstash: QStashSettings = Field(default_factory=QStashSettings)
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     mail: MailSettings = Field(default_factory=MailSettings)
+    cache: CacheSettings = Field(default_factory=CacheSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     web: WebSettings = Field(default_factory=WebSettings)
 
@@ -259,6 +266,7 @@ class Settings(_Group):
         "qstash": QStashSettings,
         "database": DatabaseSettings,
         "mail": MailSettings,
+        "cache": CacheSettings,
         "jobs": JobsSettings,
         "web": WebSettings,
     }

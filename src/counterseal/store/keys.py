@@ -15,6 +15,8 @@
 | `<ns>:analytics:{<day>}:endpoints` | hash | 40 days | the day's calls, failures and time per endpoint |
 | `<ns>:analytics:{<day>}:requests` | HyperLogLog | 40 days | the different signature requests of the day |
 | `<ns>:analytics:{<day>}:users` | HyperLogLog | 40 days | the different users of the day |
+| `<ns>:ratelimit:<name>:<algorithm>:<ms>:{<identifier>}` | string, for `sliding_log` a list | until it is whole again, and a minute | what an identifier has used of a limit with this period |
+| `<ns>:ratelimitrefused:<name>:{<hour>}` | sorted set | 8 days from the last count | the identifiers that a limiter refused most often in an hour |
 | `<ns>:tallies:<name>:{<hour>}` | hash | its service's, from the first count | what a service counted in an hour |
 | `<ns>:live:{<name>}` | hash | none: configuration, which stays until somebody changes it; bounded by its service | entries of which every process keeps a copy, and their version under the empty name |
 | `<ns>:doctor:{<id>}` | string | 1 min | what the doctor writes to see whether it may |
@@ -22,7 +24,8 @@
 Channels: `<ns>:jobs:{<queue>}:wake` tells idle workers the type of a job that is ready, and `<ns>:jobs:{<queue>}:done`
 tells the id of a job that has ended; `<ns>:cache:loaded` tells the key of a value that somebody waits for, and
 `<ns>:cache:changed` the keys of the cache that have changed, for kinds that are also kept in the memory of processes.
-`<ns>:live:{<name>}:changed` tells the new version of a live hash.
+`<ns>:live:{<name>}:changed` tells the new version of a live hash, and `<ns>:ratelimit:lifted` the limiter and the
+identifier of what was given back or forgotten.
 
 Identifiers are percent-encoded, so that no user text can end a hash tag or pass for another key.
 """
@@ -37,6 +40,7 @@ CACHE_GENERATION_TTL = timedelta(days=30)
 JOB_TTL = timedelta(days=7)
 JOBS_TIME_TTL = timedelta(days=7)
 ANALYTICS_TTL = timedelta(days=40)
+RATE_LIMIT_COUNTS_TTL = timedelta(days=8)
 
 WITHOUT_TTL = (
     r"[^:]+:jobs:\{[^}]+\}:(ready:[^:]+|running)",
@@ -135,6 +139,15 @@ class Keys:
 
     def live_channel(self, name: str) -> str:
         return f"{self.live(name)}:changed"
+
+    def rate_limit(self, name: str, algorithm: str, per_ms: int, identifier: str) -> str:
+        return f"{self.namespace}:ratelimit:{escape(name)}:{algorithm}:{per_ms}:{{{escape(identifier)}}}"
+
+    def rate_limit_refused(self, name: str, hour: str) -> str:
+        return f"{self.namespace}:ratelimitrefused:{escape(name)}:{{{escape(hour)}}}"
+
+    def rate_limit_lifted(self) -> str:
+        return f"{self.namespace}:ratelimit:lifted"
 
     def doctor_probe(self, identifier: str) -> str:
         return f"{self.namespace}:doctor:{{{escape(identifier)}}}"

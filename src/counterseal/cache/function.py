@@ -1,0 +1,82 @@
+"""CachedFunction: an async function whose answers are kept in the cache of a kind."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Generic, ParamSpec, Protocol, TypeAlias, TypeVar
+
+from counterseal.core.errors import ConfigurationError
+
+P = ParamSpec("P")
+_T = TypeVar("_T")
+
+Loading: TypeAlias = Callable[P, Awaitable[_T | None]]
+"""The function that is decorated."""
+
+Key: TypeAlias = Callable[..., str]
+"""Makes an identifier of a function's arguments."""
+
+
+class Keeping(Protocol[_T]):
+    """What a decorated function needs of the cache of its kind."""
+
+    async def get_or_load(
+        self, identifier: str, loader: Callable[[str], Awaitable[_T | None]], *, tags: tuple[str, ...]
+    ) -> _T | None:
+        """The value, loaded when it is missing."""
+        ...
+
+    async def invalidate(self, identifier: str) -> bool:
+        """Forget a value."""
+        ...
+
+
+class CachedFunction(Generic[P, _T]):
+    """Calls go through the cache. Made by `KindCache.cached`."""
+
+    def __init__(
+        self, cache: Keeping[_T], function: Loading[P, _T], *, key: Key | None, tags: tuple[str, ...]
+    ) -> None:
+        self._cache = cache
+        self._function = function
+        self._key = key
+        self._tags = tags
+        functools.update_wrapper(self, function)
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> _T | None:
+        """The function's answer, from the cache or new."""
+
+        async def load(identifier: str) -> _T | None:
+            return await self._function(*args, **kwargs)
+
+        return await self._cache.get_or_load(self._identifier(*args, **kwargs), load, tags=self._tags)
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Forget the answer to these arguments; whether there was one. One round trip."""
+        return await self._cache.invalidate(self._identifier(*args, **kwargs))
+
+    def _identifier(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        if self._key is not None:
+            return self._key(*args, **kwargs)
+        (identifier,) = (*args, *kwargs.values())
+        if not isinstance(identifier, str):
+            raise TypeError(
+                f"a cached function takes an identifier as str, and a {type(identifier).__name__} came; "
+                "give key= to make one"
+            )
+        return identifier
+
+
+def decorate(
+    cache: Keeping[_T], function: Loading[P, _T], *, key: Key | None, tags: tuple[str, ...]
+) -> CachedFunction[P, _T]:
+    """A cached function. Raises `ConfigurationError` when its arguments make no identifier."""
+    if not inspect.iscoroutinefunction(function):
+        raise ConfigurationError("cached: expected an async function")
+    if key is None and len(inspect.signature(function).parameters) != 1:
+        raise ConfigurationError(
+            "cached: expected a function with one argument, the identifier; with others, key= makes one of them"
+        )
+    return CachedFunction(cache, function, key=key, tags=tags)

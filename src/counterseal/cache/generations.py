@@ -1,0 +1,82 @@
+"""Generations: random ids of kinds and tags, which change when these are cleared.
+
+A value carries those that it was written under and counts for as long as they are current. They are read in the same
+turn of the event loop as the value, and once for all reads of that turn: nothing of the turn has left yet when the last
+of them begins, so whatever was cleared before any of them is seen by all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final
+
+from counterseal.cache.entry import new_id
+from counterseal.store.base import Store
+from counterseal.store.keys import CACHE_GENERATION_TTL
+from counterseal.store.wire import Command, Reply, raised
+
+_TTL_S: Final = CACHE_GENERATION_TTL // timedelta(seconds=1)
+
+
+class Generations:
+    """The generations of one store. Every call raises `StoreUnavailable` when Redis does not answer."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._counts = store.counts
+        self._turn = -1
+        self._reading: dict[str, asyncio.Future[Reply]] = {}
+
+    def read(self, key: str) -> asyncio.Future[Reply]:
+        """Begin to read a generation, or join a read that has not left yet. Wait for it with `settled` only."""
+        turn = self._counts.batches
+        if turn != self._turn:
+            self._turn = turn
+            self._reading.clear()
+        future = self._reading.get(key)
+        if future is None or future.done():
+            future = asyncio.ensure_future(self._store.command("GET", key))
+            future.add_done_callback(_seen)
+            self._reading[key] = future
+        return future
+
+    async def ensure(self, keys: Iterable[str]) -> list[bytes]:
+        """The generations to write under, each made when there is none. One round trip; two when one has to be made."""
+        return list(await asyncio.gather(*(self._ensure(key) for key in keys)))
+
+    async def _ensure(self, key: str) -> bytes:
+        current = await self._store.command("GETEX", key, "EX", _TTL_S)
+        if isinstance(current, bytes):
+            return current
+        fresh = new_id()
+        # Somebody else may be first: then theirs counts.
+        first = await self._store.command("SET", key, fresh, "NX", "GET", "EX", _TTL_S)
+        return first if isinstance(first, bytes) else fresh.encode()
+
+
+async def bump(store: Store, key: str, *, channel: str | None) -> None:
+    """Give a kind or a tag a new generation: nothing written before counts any more. One round trip.
+
+    `channel` is where that is told to the processes that keep values in their memory. The two are one: a process that
+    heard of it too early would take a former value in again.
+    """
+    command: Command = ("SET", key, new_id(), "EX", _TTL_S)
+    if channel is None:
+        await store.command(*command)
+        return
+    for reply in await store.transaction([command, ("PUBLISH", channel, key)]):
+        raised(reply)
+
+
+async def settled(reading: asyncio.Future[Reply]) -> Reply:
+    """The outcome of a read that several wait for: one who is cancelled takes it from nobody."""
+    if not reading.done():
+        await asyncio.wait((reading,))
+    return reading.result()
+
+
+def _seen(reading: asyncio.Future[Reply]) -> None:
+    if not reading.cancelled():
+        reading.exception()
