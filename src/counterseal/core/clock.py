@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Final, Protocol
+
+_BOOT: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
+_steady_ns: Callable[[], int] = time.monotonic_ns if _BOOT is None else partial(time.clock_gettime_ns, _BOOT)
 
 
 class Clock(Protocol):
@@ -25,5 +30,4 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     def steady_ms(self) -> int:
-        boot = getattr(time, "CLOCK_BOOTTIME", None)
-        return (time.monotonic_ns() if boot is None else time.clock_gettime_ns(boot)) // 1_000_000
+        return _steady_ns() // 1_000_000

@@ -91,9 +91,13 @@ class Store(ABC):
     kind: str
     """`embedded`, `native`, `sentinel`, `cluster` or `rest`."""
 
+    now_ms: Callable[[], int]
+    """The server's time in milliseconds since 1970, from its last reading (at most 10 s old). No round trip."""
+
     def __init__(self, *, clock: Clock | None = None) -> None:
         self.counts = StoreCounts()
         self.clock = StoreClock(clock)
+        self.now_ms = self.clock.now_ms
         self._background = Background()
         self._life = asyncio.Lock()
         self._connected = False
@@ -206,10 +210,6 @@ class Store(ABC):
         Raises `CommandError` where this can't be had: over REST, on a Cluster, as a user who may not. Raises
         `StoreUnavailable` when Redis is down, `ValueError` without a prefix. Costs a connection and a PING a second.
         """
-
-    def now_ms(self) -> int:
-        """The server's time in milliseconds since 1970, from its last reading (at most 10 s old). No round trip."""
-        return self.clock.now_ms()
 
     async def __aenter__(self) -> Self:
         await self.open()

@@ -6,6 +6,7 @@ All processes judge windows, leases and expiries by one clock, whatever their ow
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -24,17 +25,21 @@ class StoreClock:
 
     def __init__(self, machine: Clock | None = None) -> None:
         self._machine = machine or SystemClock()
+        self._steady_ms = self._machine.steady_ms
         self._offset_ms = self._machine.wall_ms() - self._machine.steady_ms()
-        self._read_at_ms: int | None = None
         self._travelled_ms = 0
+        self._ahead_ms = self._offset_ms
+        """How far the time that is told is ahead of the steady counter."""
+        self._old_from_ms = sys.maxsize
+        """From when on, by the steady counter, the last reading is too old."""
         self._stale = asyncio.Event()
 
     def now_ms(self) -> int:
         """The server's time now. A reading that has grown too old (the machine slept) asks for a new one."""
-        steady = self._machine.steady_ms()
-        if self._read_at_ms is not None and steady - self._read_at_ms > _ms(MAX_AGE):
+        steady_ms = self._steady_ms()
+        if steady_ms >= self._old_from_ms:
             self._stale.set()
-        return steady + self._offset_ms + self._travelled_ms
+        return steady_ms + self._ahead_ms
 
     @property
     def skew_ms(self) -> int:
@@ -44,6 +49,7 @@ class StoreClock:
     def travel(self, by: timedelta) -> None:
         """Move this clock forward. For tests: what is stored and judged against this clock ages without waiting."""
         self._travelled_ms += _ms(by)
+        self._ahead_ms = self._offset_ms + self._travelled_ms
 
     async def read(self, time: Callable[[], Awaitable[tuple[int, int]]]) -> None:
         """Take a reading. `time` answers TIME: seconds and microseconds. Half the round trip is taken as its age.
@@ -58,7 +64,8 @@ class StoreClock:
             if quickest is None or after - before < quickest:
                 quickest = after - before
                 self._offset_ms = seconds * 1000 + micros // 1000 - (before + after) // 2
-                self._read_at_ms = after
+                self._ahead_ms = self._offset_ms + self._travelled_ms
+                self._old_from_ms = after + _ms(MAX_AGE) + 1
             if quickest <= _QUICK_MS:
                 break
         self._stale.clear()
