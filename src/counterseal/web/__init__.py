@@ -1,5 +1,21 @@
-"""The web side: one ASGI application over the services of a `Counterseal`."""
+"""The web side: one ASGI application over the services of a `Counterseal`, and what other applications may use."""
 
+from counterseal.web.address import client_address
 from counterseal.web.app import create_app
+from counterseal.web.charges import Charge
+from counterseal.web.limits import ROUTES, RateLimitMiddleware, limited
+from counterseal.web.reads import note_session_read
+from counterseal.web.responses import ResponseCache
+from counterseal.web.stored import StoredResponse
 
-__all__ = ["create_app"]
+__all__ = [
+    "ROUTES",
+    "Charge",
+    "RateLimitMiddleware",
+    "ResponseCache",
+    "StoredResponse",
+    "client_address",
+    "create_app",
+    "limited",
+    "note_session_read",
+]

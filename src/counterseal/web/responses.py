@@ -1,0 +1,458 @@
+"""ResponseCache: responses of FastAPI and Starlette routes, kept in the cache and given again.
+
+::
+
+    PAGES = Kind("page", timedelta(minutes=5), type=StoredResponse)
+
+    seal = Counterseal(settings, kinds=[PAGES])
+    pages = ResponseCache(seal, kind=PAGES, vary=["Accept-Language"])
+
+    router = APIRouter(route_class=pages.route_class)                       # FastAPI: every GET of this router
+    Route("/about", about, middleware=[Middleware(pages)])                  # Starlette: one route
+    Mount("/help", routes=[...], middleware=[Middleware(pages)])            # Starlette: everything below a path
+
+    await pages.invalidate("/documents/7")
+
+A response that depends on who asks is kept only by a cache that keeps an entry for each user:
+
+::
+
+    mine = ResponseCache(seal, kind=PAGES, personal=lambda scope: scope["state"].get("user_id"))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Final
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from counterseal.app import Counterseal
+from counterseal.cache.kind import Kind
+from counterseal.cache.result import Result, Source
+from counterseal.core.errors import ConfigurationError, CountersealError
+from counterseal.web.capture import Capture, Complete
+from counterseal.web.freshness import Refusal, directives, refusal, seconds
+from counterseal.web.reads import SESSION, WATCHED, Reads, WatchedRequest, WatchedScope, reads_of
+from counterseal.web.stored import StoredResponse, answer, response_of
+from counterseal.web.variant import headers_of, path_tag, variant_key
+
+logger = logging.getLogger(__name__)
+
+_CACHED_METHODS: Final = frozenset({"GET", "HEAD"})
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_CREDENTIALS: Final = frozenset({"cookie", "authorization"})
+_NEUTRAL: Final = frozenset({"forwarded", "traceparent", "tracestate", "x-forwarded-for", "x-request-id"})
+"""Headers that limits, logs and traces read, and on which no answer depends."""
+_CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
+"""What this cache answers by itself; the handler always makes the whole response."""
+_OTHER_CONDITIONS: Final = ("range", "if-range", "if-match", "if-unmodified-since")
+_PARTS: Final = frozenset({206, 304})
+_MADE_NOW: Final = frozenset({Source.LOADED, Source.DEGRADED})
+_ROUTED: Final = ("endpoint", "path_params", "route")
+_MOST_TOLD: Final = 1000
+_ROOM_FOR_HEADERS: Final = 4096
+
+CACHE_NAME: Final = "counterseal"
+"""What `Cache-Status` calls this cache (RFC 9211)."""
+
+
+class _NotKeptError(Exception):
+    """The response of this run says nothing about the next one. What a loader tells its flight; nobody else hears."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a request for a cached response asks for."""
+
+    key: str
+    headers: Mapping[str, str]
+    authorised: bool
+    head: bool
+    most_age_s: int
+    reads: Reads
+    tags: list[str]
+
+
+class ResponseCache:
+    """Keeps responses to GET, and answers GET and HEAD from them, also with 304. Make it once, with the application.
+
+    - `kind`: its `ttl` is how long a response lives at most; `max-age` and the like of a response shorten that. Its
+      `stale_while_revalidate`, `stale_if_error`, `near` and `negative_ttl` work as for any value: for `negative_ttl`
+      a request whose response was not to be kept is passed on at once.
+    - `vary`: request headers with an entry for each value. They are added to `Vary`.
+    - `personal`: names the user who asks, from the scope; there is an entry for each, which
+      `seal.cache.invalidate_user` forgets. None passes the request on.
+    - `tenant`: names the tenant, from the scope; else the `Host` header does.
+    - `tags`: names under which `seal.cache.invalidate_tags` forgets a response, from the scope.
+    - `statuses`: those that are kept.
+    - `ignore`: request headers, or `user` and `auth`, that a handler reads although its response does not depend on
+      them, as for its log.
+    - `max_body_bytes`: longer bodies are passed on as they come, and not kept. By default what the kind has room for.
+
+    Raises `ConfigurationError` when these do not fit together.
+    """
+
+    def __init__(
+        self,
+        seal: Counterseal,
+        *,
+        kind: Kind[StoredResponse],
+        vary: Iterable[str] = (),
+        personal: Callable[[Scope], str | None] | None = None,
+        tenant: Callable[[Scope], str] | None = None,
+        tags: Callable[[Scope], Iterable[str]] | None = None,
+        statuses: Collection[int] = (200,),
+        ignore: Iterable[str] = (),
+        max_body_bytes: int | None = None,
+    ) -> None:
+        self._cache = seal.cache
+        self._values = seal.cache.of(kind)
+        self._now_ms = seal.store.now_ms
+        self._kind = self._values.kind
+        self._vary = frozenset(name.lower() for name in vary)
+        self._personal = personal
+        self._tenant = tenant
+        self._tags = tags
+        self._statuses = frozenset(statuses)
+        room = (self._kind.max_value_bytes - _ROOM_FOR_HEADERS) // 4 * 3
+        self._most_bytes = room if max_body_bytes is None else max_body_bytes
+        # Authorised requests have entries of their own, which are kept only when the response itself allows it.
+        declared = {"authorization", *self._vary, *_NEUTRAL, *(name.lower() for name in ignore)}
+        if tenant is None:
+            declared.add("host")
+        if "cookie" in self._vary:
+            declared.add(SESSION)
+        if personal is not None:
+            declared |= WATCHED | _CREDENTIALS
+        self._declared = frozenset(declared)
+        self._told: set[tuple[str, str]] = set()
+        self._left: set[asyncio.Task[None]] = set()
+        self._renewing: dict[str, asyncio.Task[bool]] = {}
+        self._check(room)
+
+    def __call__(self, app: ASGIApp) -> ASGIApp:
+        """An ASGI application that answers for `app`: this is how `Middleware(cached)` takes it."""
+
+        async def cached(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._serve(app, scope, receive, send)
+
+        return cached
+
+    @cached_property
+    def route_class(self) -> type[APIRoute]:
+        """For FastAPI: `APIRouter(route_class=cached.route_class)`. An unsafe request to a route of that router that
+        succeeds makes the stored responses of its path no longer count.
+        """
+        serve = self._serve
+
+        class CachedRoute(APIRoute):
+            def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+                handler = super().get_route_handler()
+
+                async def watched(request: Request) -> Response:
+                    is_watched = isinstance(request.scope, WatchedScope)
+                    return await handler(
+                        WatchedRequest(request.scope, request.receive) if is_watched else request
+                    )
+
+                return watched
+
+            async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+                if scope["method"] in _CACHED_METHODS and "GET" not in (self.methods or ()):
+                    await super().handle(scope, receive, send)
+                else:
+                    await serve(super().handle, scope, receive, send)
+
+        return CachedRoute
+
+    async def invalidate(self, path: str, *more: str) -> None:
+        """Forget every stored response of these paths, whatever query, tenant, user and headers. One round trip.
+
+        A path is what the client asks for, decoded, without its query. Raises `StoreUnavailable`.
+        """
+        await self._cache.invalidate_tags(*(path_tag(self._kind.name, each) for each in (path, *more)))
+
+    def _check(self, room: int) -> None:
+        faults: list[str] = []
+        if self._kind.type is not StoredResponse:
+            faults.append(f"Kind {self._kind.name}: type: expected StoredResponse; came: {self._kind.type!r}")
+        if not 1 <= self._most_bytes <= room:
+            faults.append(
+                f"max_body_bytes: expected from 1 to {room}, which {self._kind.name} has room for in its"
+                f" max_value_bytes; came: {self._most_bytes}"
+            )
+        unfit = sorted(status for status in self._statuses if not 200 <= status <= 599 or status in _PARTS)
+        if unfit:
+            faults.append(f"statuses: expected those of whole responses; came: {', '.join(map(str, unfit))}")
+        if "*" in self._vary:
+            faults.append("vary: expected names of headers; came: '*'")
+        if faults:
+            raise ConfigurationError(faults)
+
+    async def _serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+        elif scope["method"] in _CACHED_METHODS:
+            found = self._asked(scope)
+            if isinstance(found, str):
+                await _pass_on(app, scope, receive, send, told=found)
+            else:
+                await self._answer(app, scope, receive, send, found)
+        elif scope["method"] in _SAFE_METHODS:
+            await app(scope, receive, send)
+        else:
+            await app(scope, receive, self._forgetting(scope["path"], send))
+
+    def _asked(self, scope: Scope) -> _Asked | str:
+        """What is asked for; or why the request is passed on, as `Cache-Status` says it."""
+        headers = headers_of(scope)
+        said = directives(headers.items())
+        if not said.keys().isdisjoint({"no-store", "no-cache"}) or seconds(said.get("max-age", "1")) == 0:
+            return "fwd=request"
+        if not said and headers.get("pragma") == "no-cache":
+            return "fwd=request"
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        if has_body or any(name in headers for name in _OTHER_CONDITIONS):
+            return "fwd=bypass"
+        user = None if self._personal is None else self._personal(scope)
+        if self._personal is not None and user is None:
+            return "fwd=bypass; detail=nobody"
+        reads = reads_of(scope)
+        if not reads <= self._declared:
+            self._tell(scope, Refusal.READ, reads)
+            return f"fwd=bypass; detail={Refusal.READ}"
+        authorised = "authorization" in headers and user is None and "authorization" not in self._vary
+        tenant = headers.get("host", "").lower() if self._tenant is None else self._tenant(scope)
+        name = self._kind.name
+        return _Asked(
+            variant_key(scope, headers, tenant=tenant, vary=self._vary, user=user, authorised=authorised),
+            headers=headers,
+            authorised=authorised,
+            head=scope["method"] == "HEAD",
+            most_age_s=seconds(said["max-age"]) if "max-age" in said else sys.maxsize,
+            reads=reads,
+            tags=[
+                path_tag(name, scope["path"]),
+                *([] if user is None else [f"user:{user}"]),
+                *(self._tags(scope) if self._tags is not None else ()),
+            ],
+        )
+
+    async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, asked: _Asked) -> None:
+        load = _Load(
+            lambda: self._begin(app, scope, receive, asked),
+            judged=self._judged(scope, asked),
+            left=self._left,
+        )
+        try:
+            result = await self._find(scope, asked, load)
+            if result is not None and result.value is not None:
+                own = load.run is not None and result.source in _MADE_NOW
+                await self._give(result.value, result.source, send, asked, own=own)
+                if own:
+                    await load.taken().finish()
+            elif load.run is not None:
+                told = f"fwd=uri-miss; detail={load.refusal}" if load.refusal else "fwd=uri-miss"
+                await load.taken().deliver(_telling(send, told, head=asked.head))
+            else:
+                await _pass_on(app, scope, receive, send, told="fwd=uri-miss")
+        finally:
+            load.leave()
+
+    async def _find(self, scope: Scope, asked: _Asked, load: _Load) -> Result[StoredResponse] | None:
+        """What is stored, or was made now; None when there is nothing to give to this client."""
+        try:
+            for _ in range(2):
+                result = await self._values.find_or_load(asked.key, load, tags=asked.tags)
+                stored = result.value
+                if stored is None or result.source in _MADE_NOW:
+                    return result
+                now_ms = self._now_ms()
+                if not (stored.expired(now_ms) or (stored.strict and result.source is Source.STALE)):
+                    return None if stored.age_s(now_ms) > asked.most_age_s else result
+                await self._renew(asked.key)
+        except _NotKeptError:
+            return None
+        except CountersealError as error:
+            self._tell(scope, error.code)
+        return None
+
+    async def _renew(self, key: str) -> None:
+        """Make a response that has outlived its own headers no longer count, once for all who found it so."""
+        task = self._renewing.get(key)
+        if task is None:
+            task = asyncio.create_task(self._values.invalidate(key), name="counterseal: end a response")
+            self._renewing[key] = task
+            task.add_done_callback(lambda _: self._renewing.pop(key, None))
+        await asyncio.shield(task)
+
+    async def _give(
+        self, stored: StoredResponse, source: Source, send: Send, asked: _Asked, *, own: bool
+    ) -> None:
+        age_s = stored.age_s(self._now_ms())
+        if source is Source.LOADED:
+            told = "fwd=uri-miss; stored" if own else "fwd=uri-miss; collapsed"
+        elif source is Source.DEGRADED:
+            told = "fwd=uri-miss" if own else "fwd=uri-miss; collapsed"
+        else:
+            told = "hit" if stored.lives_s is None else f"hit; ttl={stored.lives_s - age_s}"
+            told = f"{told}; detail=stale" if source is Source.STALE else told
+        await answer(
+            stored,
+            send,
+            request=asked.headers,
+            head=asked.head,
+            age_s=None if source in _MADE_NOW else age_s,
+            told=f"{CACHE_NAME}; {told}",
+        )
+
+    def _begin(self, app: ASGIApp, scope: Scope, receive: Receive, asked: _Asked) -> Capture:
+        """Have the handler make the whole response, whatever the client has already."""
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _CONDITIONS]
+        watched = WatchedScope(
+            {**scope, "method": "GET", "headers": headers}, asked.reads, unwatched=self._declared
+        )
+
+        def judge(status: int, headers: Collection[tuple[str, str]]) -> Refusal | None:
+            found = refusal(
+                status,
+                headers,
+                statuses=self._statuses,
+                vary=self._vary,
+                personal=self._personal is not None,
+                authorised=asked.authorised,
+                now=datetime.fromtimestamp(self._now_ms() / 1000, UTC),
+            )
+            return found or (None if asked.reads <= self._declared else Refusal.READ)
+
+        async def routed(_: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(watched, receive, send)
+            finally:
+                # Whoever stands outside looks there for the route that was found inside.
+                scope.update({name: watched[name] for name in _ROUTED if name in watched})
+
+        return Capture(routed, watched, receive, judge=judge, most_bytes=self._most_bytes)
+
+    def _judged(
+        self, scope: Scope, asked: _Asked
+    ) -> Callable[[Complete | Refusal], StoredResponse | Refusal]:
+        def judged(verdict: Complete | Refusal) -> StoredResponse | Refusal:
+            if isinstance(verdict, Complete):
+                stored = response_of(
+                    verdict.status,
+                    verdict.raw_headers,
+                    verdict.body,
+                    vary=self._vary,
+                    personal=self._personal is not None,
+                    made_ms=self._now_ms(),
+                )
+                if stored.size() <= self._kind.max_value_bytes:
+                    return stored
+                verdict = Refusal.TOO_LARGE
+            self._tell(scope, verdict, asked.reads)
+            return verdict
+
+        return judged
+
+    def _forgetting(self, path: str, send: Send) -> Send:
+        """Send the response to an unsafe request; when it succeeded, its path is forgotten first (RFC 9111, 4.4)."""
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start" and 200 <= message["status"] < 400:
+                try:
+                    await self.invalidate(path)
+                except CountersealError as error:
+                    logger.warning("stored responses of a changed path could not be forgotten: %s", error)
+            await send(message)
+
+        return _telling(send_on, "fwd=method")
+
+    def _tell(self, scope: Scope, reason: str, reads: Reads | None = None) -> None:
+        """Log why responses of a route are not kept, once for each reason."""
+        endpoint = scope.get("endpoint")
+        route = getattr(scope.get("route"), "path", None) or getattr(endpoint, "__qualname__", "(none)")
+        if (route, reason) in self._told or len(self._told) >= _MOST_TOLD:
+            return
+        self._told.add((route, reason))
+        what = ", ".join(sorted((reads or Reads()) - self._declared)) if reason == Refusal.READ else ""
+        logger.warning("a response of %s is not kept: %s", route, f"{reason} ({what})" if what else reason)
+
+
+class _Load:
+    """What loads the response of one request: it has its handler run, at most once, whatever the cache does."""
+
+    def __init__(
+        self,
+        begin: Callable[[], Capture],
+        *,
+        judged: Callable[[Complete | Refusal], StoredResponse | Refusal],
+        left: set[asyncio.Task[None]],
+    ) -> None:
+        self.run: Capture | None = None
+        self.refusal: Refusal | None = None
+        self._begin = begin
+        self._judged = judged
+        self._left = left
+        self._gone = False
+
+    async def __call__(self, key: str) -> StoredResponse | None:
+        """The response when it may be kept. None is kept in its place when none is: then nobody waits for another."""
+        if self.run is None:
+            self.run = self._begin()
+            if self._gone:
+                self._leave(self.run)
+        found = self._judged(await self.run.verdict())
+        if isinstance(found, StoredResponse):
+            return found
+        self.refusal = found
+        if found.passes:
+            raise _NotKeptError
+        return None
+
+    def taken(self) -> Capture:
+        """The run, which from now on is somebody else's to end."""
+        run, self.run = self.run, None
+        assert run is not None
+        return run
+
+    def leave(self) -> None:
+        """Say that the request has its answer: what runs now, or is begun later, runs for the cache alone."""
+        self._gone = True
+        if self.run is not None:
+            self._leave(self.run)
+
+    def _leave(self, run: Capture) -> None:
+        task = run.leave()
+        self._left.add(task)
+        task.add_done_callback(self._left.discard)
+
+
+async def _pass_on(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, told: str) -> None:
+    """Let the handler answer by itself; HEAD as it would answer GET."""
+    head = scope["method"] == "HEAD"
+    await app({**scope, "method": "GET"} if head else scope, receive, _telling(send, told, head=head))
+
+
+def _telling(send: Send, told: str, *, head: bool = False) -> Send:
+    """Send a response with what this cache has to say of it, without its body for HEAD."""
+
+    async def send_on(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            line = (b"cache-status", f"{CACHE_NAME}; {told}".encode())
+            message = {**message, "headers": [*message.get("headers", ()), line]}
+        elif head and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_on
