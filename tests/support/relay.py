@@ -202,7 +202,7 @@ class _Link:
         self._early: list[bytes] = []
         self._late: list[bytes] = []
         self._paused = False
-        self._open = {"client"}
+        self._open = {"client", "dialling"}
         relay.add(self)
         self._dialling = asyncio.get_running_loop().create_task(self._dial())
 
@@ -286,11 +286,12 @@ class _Link:
             await self._relay.dial(self)
         except OSError:
             self._client.abort()
+        finally:
+            self._lost("dialling")
 
     def _leave_server(self) -> None:
-        if self._server is None:
-            self._dialling.cancel()
-        else:
+        # A dial under way is not cancelled, as a loop may then forget to tell of the end: what it makes is aborted.
+        if self._server is not None:
             self._server.abort()
 
     def _lost(self, end: str) -> None:

@@ -1,8 +1,9 @@
 """Entry: a cached value as it is stored, with what decides whether it still counts.
 
-`1:<id> <generation> <fresh_ms> <load_ms> <tag>=<generation>…` and, after a line break, the JSON text of the value.
-The id is new with every write. A tombstone, `1:<id>` and a line break, stands where a value was invalidated: whoever
-loaded before it finds another id than it saw, and its late fill is refused. A script reads the id by its place.
+`1:<id> <generation> <fresh_ms> <load_ms> <tag>=<generation>…` and, after a line break, the JSON text of the value. The
+first three have fixed places, of 16, 16 and 13 characters. The id is new with every write. A tombstone, `1:<id>` and a
+line break, stands where a value was invalidated: whoever loaded before it finds another id than it saw, and its late
+fill is refused. A script reads the id by its place.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from counterseal.core.errors import CodecError
 
 ID_BEGIN: Final = 2
 ID_END: Final = 18
+GENERATION_BEGIN: Final = 19
+GENERATION_END: Final = 35
+FRESH_BEGIN: Final = 36
+FRESH_END: Final = 49
 NO_ID: Final = b""
 """The id that is seen where nothing is stored."""
 
@@ -45,7 +50,7 @@ def id_of(data: bytes | None) -> bytes:
 
 def pack(text: bytes, *, generation: bytes, fresh_ms: int, load_ms: int, tags: Iterable[bytes]) -> bytes:
     """The bytes to store for the JSON text of a value. Tags are made by `tagged`."""
-    head = b"1:%b %b %d %d" % (new_id().encode(), generation, fresh_ms, load_ms)
+    head = b"1:%b %b %013d %d" % (new_id().encode(), generation, fresh_ms, load_ms)
     return b" ".join((head, *tags)) + b"\n" + text
 
 
@@ -57,6 +62,12 @@ def tombstone() -> bytes:
 def tagged(tag: str, generation: bytes) -> bytes:
     """A tag with the generation that it had when the value was written."""
     return quote(tag, safe="").encode() + b"=" + generation
+
+
+def text_at(data: bytes) -> int:
+    """Where the text of a value without tags begins; 0 for anything else that is stored."""
+    line = data.find(b"\n", FRESH_END)
+    return 0 if line < 0 or not data.startswith(b"1:") or b"=" in data[FRESH_END:line] else line + 1
 
 
 def unpack(data: bytes, *, key: str) -> Entry | None:

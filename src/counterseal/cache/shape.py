@@ -18,6 +18,8 @@ _T = TypeVar("_T")
 NOTHING: Final = b"null"
 """The text that stands for None: looked for, and not there."""
 
+UNDECODED: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+
 _SCALARS: Final = (
     msgspec.inspect.NoneType,
     msgspec.inspect.BoolType,
@@ -43,6 +45,9 @@ class Shape(Generic[_T]):
         self._kind = kind
         self.immutable: bool = kind.type is not None and _is_immutable(kind.type)
         """Whether one object may be handed to every caller, because nobody can change it."""
+        expected: Any = dict[str, Any] if kind.type is None else kind.type
+        self.decode: Callable[[bytes], _T] = msgspec.json.Decoder(expected).decode
+        """The value of most texts, straight away. Where it raises one of `UNDECODED`, `read` has the last word."""
         self.read: Callable[[bytes, str], _T | None] = self._reader()
         """The value of a text, and the key to name when it can't be read: `CodecError`."""
 

@@ -11,7 +11,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Generic, overload
 
-from counterseal.cache.entry import NO_ID, Entry, id_of, pack, tagged, unpack
+from counterseal.cache.entry import (
+    FRESH_BEGIN,
+    FRESH_END,
+    GENERATION_BEGIN,
+    GENERATION_END,
+    NO_ID,
+    Entry,
+    id_of,
+    pack,
+    tagged,
+    text_at,
+    unpack,
+)
 from counterseal.cache.flights import Cargo, Flights, Look, landed
 from counterseal.cache.function import CachedFunction, Key, Loading, P, decorate
 from counterseal.cache.generations import Generations, bump, settled
@@ -19,7 +31,7 @@ from counterseal.cache.kind import Kind, T
 from counterseal.cache.near import Held, NearKind, Ticket
 from counterseal.cache.result import Result, Source
 from counterseal.cache.scripts import GRACE_MS, LONGEST_LOAD_MS, Slot
-from counterseal.cache.shape import NOTHING, Shape
+from counterseal.cache.shape import NOTHING, UNDECODED, Shape
 from counterseal.core.errors import CodecError, StoreError
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys, escape
@@ -71,6 +83,7 @@ class KindCache(Generic[T]):
         self.ttl = kind.ttl
         """The lifetime of what is written from now on: the kind's, unless it was changed at run time."""
         self._store = store
+        self._now_ms = store.clock.now_ms
         self._keys = keys
         self._shape = Shape(kind)
         self._generations = generations
@@ -97,26 +110,37 @@ class KindCache(Generic[T]):
 
         No round trip for a value that is near. Raises `CodecError` naming the key when what is stored can't be read.
         """
-        if self._near is not None:
-            held = self._take(identifier, self._near)
-            if held is None:
-                return _fresh(await self._find(identifier))
-            return held.kept if self._shape.immutable else self._read(held.kept, identifier)
-        # The way of most calls, written out: what it does not settle is left to `_judge`.
+        near = self._near
+        if near is not None:
+            held = near.held.get(identifier)
+            if held is None or held.cells or self._now_ms() >= held.until_ms:
+                held = self._take(identifier, near)
+                if held is None:
+                    return _fresh(await self._find(identifier))
+            else:
+                held.asked = True
+                self._add(self._nears)
+            return held.kept if self._shape.immutable else self._held_value(held, identifier)
+        # The way of most calls, written out; what is not as usual is left to `_judge`.
         key = f"{self._prefix}{{{escape(identifier)}}}"
         reading = self._generations.read(self._generation_key)
         data = await self._store.command("GET", key)
-        now_ms = self._store.now_ms()
-        if isinstance(data, bytes) and reading.done():
-            entry = unpack(data, key=key)
-            if entry is not None and not entry.tags:
-                if entry.generation != reading.result() or entry.fresh_ms <= now_ms:
-                    self._add(self._misses)
-                    return None
-                self._add(self._hits)
-                self._add(self._bytes_in, len(data))
-                return self._shape.read(entry.text, key)
-        return _fresh(self._found(await self._judge(data, reading, {}, key=key, at_ms=now_ms), identifier))
+        if (
+            isinstance(data, bytes)
+            and reading.done()
+            and (begin := text_at(data))
+            and data[GENERATION_BEGIN:GENERATION_END] == reading.result()
+        ):
+            try:
+                if int(data[FRESH_BEGIN:FRESH_END]) > self._now_ms():
+                    value = self._shape.decode(data[begin:])
+                    self._add(self._hits)
+                    self._add(self._bytes_in, len(data))
+                    return value
+            except UNDECODED:
+                pass
+        at_ms = self._now_ms()
+        return _fresh(self._found(await self._judge(data, reading, {}, key=key, at_ms=at_ms), identifier))
 
     async def find(self, identifier: str) -> Result[T]:
         """The value of an identifier and where it came from: hit, near, stale or miss.
@@ -146,7 +170,7 @@ class KindCache(Generic[T]):
         looks: list[Look | None] = [None] * len(missing)
         try:
             reading = self._generations.read(self._generation_key)
-            at_ms = self._store.now_ms()
+            at_ms = self._now_ms()
             replies = await self._store.pipeline([("GET", self._key(identifier)) for identifier in missing])
             judged = [
                 self._judge(raised(reply), reading, {}, key=self._key(identifier), at_ms=at_ms)
@@ -350,7 +374,7 @@ class KindCache(Generic[T]):
         try:
             reading = self._generations.read(self._generation_key)
             marks = {escape(tag).encode(): self._generations.read(self._keys.cache_tag(tag)) for tag in tags}
-            at_ms = self._store.now_ms()
+            at_ms = self._now_ms()
             data = await self._store.command("GET", key)
             return (look := await self._judge(data, reading, marks, key=key, at_ms=at_ms))
         finally:
@@ -445,7 +469,7 @@ class KindCache(Generic[T]):
             entry.generation != current or (entry.tags and not await self._are_current(entry.tags, marks))
         ):
             entry = None
-        fresh = entry is not None and self._store.now_ms() < entry.fresh_ms
+        fresh = entry is not None and self._now_ms() < entry.fresh_ms
         return Look(id_of(data), under.decode(), at_ms, entry, fresh, fault)
 
     async def _are_current(
@@ -508,7 +532,7 @@ class KindCache(Generic[T]):
         """
         if not (self.kind.early_refresh and entry.load_ms):
             return False
-        left_ms = entry.fresh_ms - self._store.now_ms()
+        left_ms = entry.fresh_ms - self._now_ms()
         if left_ms > entry.load_ms * _MOST_LOADS_AHEAD:
             return False
         chance = random.random()  # noqa: S311 - spreads load, hides nothing
@@ -516,7 +540,7 @@ class KindCache(Generic[T]):
 
     def _is_stale(self, look: Look, window_ms: int) -> bool:
         """Whether a value that has ended is still within a window."""
-        return look.entry is not None and self._store.now_ms() < look.entry.fresh_ms + window_ms
+        return look.entry is not None and self._now_ms() < look.entry.fresh_ms + window_ms
 
     def _lifetime(self, text: bytes) -> tuple[int, timedelta]:
         """When a value that is written now ends, and how long Redis keeps it."""
@@ -524,7 +548,7 @@ class KindCache(Generic[T]):
         spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, hides nothing
         fresh = max(ttl * spread, _MS)
         window = max(self.kind.stale_while_revalidate, self.kind.stale_if_error)
-        return self._store.now_ms() + fresh // _MS, fresh + window + GRACE
+        return self._now_ms() + fresh // _MS, fresh + window + GRACE
 
     def _fits(self, text: bytes) -> bool:
         if len(text) <= self.kind.max_value_bytes:
@@ -560,8 +584,8 @@ class KindCache(Generic[T]):
 
     def _take(self, identifier: str, near: NearKind) -> Held | None:
         held = near.held.get(identifier)
-        if held is None or held.cells or self._store.now_ms() >= held.until_ms:
-            held = near.take(identifier, self._store.now_ms())
+        if held is None or held.cells or self._now_ms() >= held.until_ms:
+            held = near.take(identifier, self._now_ms())
             if held is None:
                 return None
         held.asked = True
@@ -569,7 +593,12 @@ class KindCache(Generic[T]):
         return held
 
     def _held_value(self, held: Held, identifier: str) -> T | None:
-        return held.kept if self._shape.immutable else self._read(held.kept, identifier)
+        if self._shape.immutable:
+            return held.kept
+        try:
+            return self._shape.decode(held.kept)
+        except UNDECODED:
+            return self._read(held.kept, identifier)
 
     def _begin(self, identifier: str) -> Ticket | None:
         if self._near is None:

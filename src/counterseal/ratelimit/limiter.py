@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 
@@ -23,7 +23,7 @@ from counterseal.ratelimit.local import Subject, Subjects
 from counterseal.ratelimit.policy import Elsewhere, Policy, WithoutRedis, checked_plan
 from counterseal.ratelimit.refused import Refused
 from counterseal.ratelimit.rules import Rules
-from counterseal.ratelimit.scripts import charge_of, counted_keys, lift_message, reset
+from counterseal.ratelimit.scripts import charge_of, counted_keys, lift_message, numbers, reset
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
 from counterseal.store.tallies import Tallies
@@ -67,7 +67,7 @@ class Limiter:
         self._lifts = 0
         self._complained_ms = 0
         self._now_ms = backing.store.now_ms
-        self._command = cast("Callable[..., Awaitable[list[int]]]", backing.store.command)
+        self._command = backing.store.command
         self._tally = backing.tallies.add
         self._allowed, self._refused = f"{self.name}:allowed", f"{self.name}:refused"
         self._blocked, self._degraded = f"{self.name}:blocked", f"{self.name}:degraded"
@@ -106,18 +106,22 @@ class Limiter:
                 reply = await subject.charge.retry(self._backing.store, now_ms, cost)
         except StoreError as error:
             return await self._without(error, subject, identifier, cost, now_ms)
-        wait_ms, which, remaining, reset_ms = reply
-        if wait_ms == 0:
-            for window in subject.windows:
-                window.charge(now_ms, cost)
-            self._tally(self._allowed)
-            return Decision(
-                True, subject.capacities[which - 1], remaining, _at(reset_ms), None, Reason.ALLOWED
-            )
-        refusal = _decision(subject, wait_ms, which, remaining, reset_ms)
-        if lifts == self._lifts and self._backing.hearing:
-            subject.block(cost, now_ms + wait_ms, refusal)
-        return self._count_refused(refusal, identifier)
+        if isinstance(reply, int):
+            limit = subject.most
+            remaining, reset_ms = subject.charge.allowed(now_ms, reply)
+        else:
+            wait_ms, which, remaining, reset_ms = numbers(reply)
+            limit = subject.capacities[which - 1]
+            if wait_ms:
+                wait = timedelta(milliseconds=wait_ms)
+                refusal = Decision(False, limit, remaining, _at(reset_ms), wait, Reason.LIMITED)
+                if lifts == self._lifts and self._backing.hearing:
+                    subject.block(cost, now_ms + wait_ms, refusal)
+                return self._count_refused(refusal, identifier)
+        for window in subject.windows:
+            window.charge(now_ms, cost)
+        self._tally(self._allowed)
+        return Decision(True, limit, remaining, _at(reset_ms), None, Reason.ALLOWED)
 
     async def peek(self, identifier: str, cost: int = 1, *, plan: str | None = None) -> Decision:
         """What `limit` would answer; nothing is charged or counted. One round trip.

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from counterseal.core.errors import CodecError, ScriptMissing
-from counterseal.ratelimit.limit import Algorithm, Limit
+from counterseal.ratelimit.limit import WITH_BURST, Algorithm, Limit
 from counterseal.store.base import Store
 from counterseal.store.keys import RATE_LIMIT_COUNTS_TTL, Keys, escape
 from counterseal.store.scripts import Script, load_script
@@ -37,23 +37,39 @@ MOST_REFUSED: Final = 500
 class Charge:
     """One identifier's limits, charged together: the arguments of its call, all but the time and the cost.
 
-    `store.command(*charge.head, now_ms, cost, *charge.tail)` charges; it answers the milliseconds to wait (0: it is
+    `store.command(*charge.head, now_ms, cost, *charge.tail)` charges. It answers a number when there is one limit and
+    it allows, of which `allowed` makes what remains and when it is whole again; else the milliseconds to wait (0: it is
     allowed), the number of the limit that decides, what remains of it, and when it is whole again.
     """
 
     algorithm: Algorithm
+    per_ms: int
+    count: int
+    full: int
+    """The first limit's capacity, times its period."""
     keys: tuple[str, ...]
     head: tuple[Argument, ...]
     tail: tuple[str, ...]
 
-    async def retry(self, store: Store, now_ms: int, cost: int) -> list[int]:
+    def allowed(self, now_ms: int, room: int) -> tuple[int, int]:
+        """What remains of the only limit, and when it is whole again, by what its script answered."""
+        algorithm, per_ms = self.algorithm, self.per_ms
+        if algorithm is Algorithm.SLIDING_WINDOW:
+            return room // per_ms, (now_ms // per_ms + 2) * per_ms
+        if algorithm is Algorithm.FIXED_WINDOW:
+            return room, (now_ms // per_ms + 1) * per_ms
+        if algorithm is Algorithm.SLIDING_LOG:
+            return room, now_ms + per_ms
+        return room // per_ms, now_ms - (room - self.full) // self.count
+
+    async def retry(self, store: Store, now_ms: int, cost: int) -> Reply:
         """Charge on a server that does not know the script. One round trip."""
         source = _CHARGE[self.algorithm].source
-        return numbers(await store.command("EVAL", source, *self.head[2:], now_ms, cost, *self.tail))
+        return await store.command("EVAL", source, *self.head[2:], now_ms, cost, *self.tail)
 
     async def peek(self, store: Store, now_ms: int, cost: int) -> list[int]:
         """What charging would answer. Nothing is charged. One round trip."""
-        rest = (*self.head[2:], now_ms, cost, "0", *self.tail[1:])
+        rest = (*self.head[2:], now_ms, -cost, *self.tail)
         script = _CHARGE[self.algorithm]
         try:
             reply = await store.command("EVALSHA", script.sha, *rest)
@@ -70,7 +86,7 @@ class Charge:
             cost=cost,
             channel=channel,
             message=message,
-            limits=self.tail[1:],
+            limits=self.tail,
         )
 
 
@@ -78,9 +94,15 @@ def charge_of(keys: Keys, name: str, limits: Sequence[Limit], identifier: str) -
     """The call by which an identifier is charged."""
     algorithm = limits[0].algorithm
     counted = counted_keys(keys, name, limits, identifier)
-    tail = [str(part) for limit in limits for part in (limit.per_ms, limit.count, limit.capacity)]
+    tail: list[str] = []
+    for limit in limits:
+        tail += (str(limit.per_ms), str(limit.count))
+        if algorithm in WITH_BURST:
+            tail.append(str(limit.capacity))
     head = ("EVALSHA", _CHARGE[algorithm].sha, str(len(counted)), *counted)
-    return Charge(algorithm, counted, head, ("1", *tail))
+    first = limits[0]
+    full = first.capacity * first.per_ms
+    return Charge(algorithm, first.per_ms, first.count, full, counted, head, tuple(tail))
 
 
 def counted_keys(keys: Keys, name: str, limits: Sequence[Limit], identifier: str) -> tuple[str, ...]:

@@ -172,7 +172,10 @@ class _Session:
         async with self._writing:
             if self._closed:
                 raise StoreUnavailable("the connection to Redis was lost")
-            await command(*channels)
+            try:
+                await command(*channels)
+            except RuntimeError as error:  # by which uvloop says that the transport is closed
+                raise StoreUnavailable("the connection to Redis was lost") from error
 
 
 class Feed:

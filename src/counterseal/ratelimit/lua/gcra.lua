@@ -1,13 +1,32 @@
 -- gcra: charges the theoretical arrival times (TAT) of calls that come evenly, of which some may come early
 -- keys: times...
--- args: now_ms cost charge limits...
--- returns: the milliseconds from now_ms until it is allowed (0: it is), the number of the limit that decides, what remains of
---   that one, and when it is whole again; limits are a length in milliseconds, a count and a capacity in turn; charge is 1 or 0
+-- args: now_ms cost limits...
+-- returns: what remains of it, times its length, when there is one limit and it allows; else the milliseconds from now_ms until
+--   they allow it (0: they do), the number of the limit that decides, what remains of that one, and when it is whole
+--   again; limits are a length in milliseconds, a count and a capacity in turn; of a cost below 0 it only tells what it would be
 -- ttl: each time by how far the TAT is ahead, and a minute
 --
 -- The virtual scheduling of ITU-T I.371. What is kept is how far the TAT is ahead of the last call, in milliseconds
 -- times `count`: a call moves it by exactly `per`, a millisecond takes exactly `count` off, and nothing is rounded.
-local now, cost, charge = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1'
+local now, cost = tonumber(ARGV[1]), tonumber(ARGV[2])
+
+-- The common case by itself, because it is half as long: one limit, and it allows.
+if #KEYS == 1 and cost > 0 then
+  local per, count, capacity = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+  local a, l = string.match(redis.call('GET', KEYS[1]) or '0 0', '^(%d+) (%d+)$')
+  local ahead, last = tonumber(a), tonumber(l)
+  if last and last <= now then
+    ahead = math.max(0, ahead - (now - last) * count) + cost * per
+    local room = capacity * per - ahead
+    if room >= 0 then
+      redis.call('SET', KEYS[1], string.format('%d %d', ahead, now), 'PX', math.ceil(ahead / count) + 60000)
+      return room
+    end
+  end
+end
+
+local charge = cost > 0
+cost = math.abs(cost)
 local ahead, last = {}, {}
 
 for i = 1, #KEYS do
@@ -21,7 +40,7 @@ end
 
 local wait, which, least = 0, 1, math.huge
 for i = 1, #KEYS do
-  local per, count, capacity = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2]), tonumber(ARGV[3 * i + 3])
+  local per, count, capacity = tonumber(ARGV[3 * i]), tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
   ahead[i] = math.max(0, ahead[i] - (now - last[i]) * count)
   local room = (capacity * per - ahead[i]) / per
   if room < cost then
@@ -37,15 +56,15 @@ end
 if wait > 0 then
   for i = 1, #KEYS do
     if redis.call('PTTL', KEYS[i]) == -1 then
-      redis.call('PEXPIRE', KEYS[i], math.ceil(ahead[i] / ARGV[3 * i + 2]) + 60000)
+      redis.call('PEXPIRE', KEYS[i], math.ceil(ahead[i] / ARGV[3 * i + 1]) + 60000)
     end
   end
 elseif charge then
   least = least - cost
   for i = 1, #KEYS do
-    ahead[i] = ahead[i] + cost * ARGV[3 * i + 1]
-    redis.call('SET', KEYS[i], string.format('%.0f %.0f', ahead[i], now),
-      'PX', math.ceil(ahead[i] / ARGV[3 * i + 2]) + 60000)
+    ahead[i] = ahead[i] + cost * ARGV[3 * i]
+    redis.call('SET', KEYS[i], string.format('%d %d', ahead[i], now),
+      'PX', math.ceil(ahead[i] / ARGV[3 * i + 1]) + 60000)
   end
 end
-return { wait > 0 and wait + now - ARGV[1] or 0, which, math.floor(math.max(least, 0)), now + math.ceil(ahead[which] / ARGV[3 * which + 2]) }
+return { wait > 0 and wait + now - ARGV[1] or 0, which, math.floor(math.max(least, 0)), now + math.ceil(ahead[which] / ARGV[3 * which + 1]) }

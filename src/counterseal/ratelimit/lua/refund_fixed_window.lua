@@ -5,13 +5,13 @@
 -- ttl: each counter by the length of its window and a minute
 local cost = tonumber(ARGV[2])
 for i = 1, #KEYS do
-  local per = tonumber(ARGV[3 * i + 2])
+  local per = tonumber(ARGV[2 * i + 3])
   local used, last = string.match(redis.call('GET', KEYS[i]) or '', '^(%d+) (%d+)$')
   if used then
     local now = math.max(tonumber(ARGV[1]), tonumber(last))
     if tonumber(last) >= now - now % per then
       used = math.max(0, used - cost)
-      redis.call('SET', KEYS[i], string.format('%.0f %.0f', used, now), 'PX', per + 60000)
+      redis.call('SET', KEYS[i], string.format('%d %d', used, now), 'PX', per + 60000)
     end
   end
 end

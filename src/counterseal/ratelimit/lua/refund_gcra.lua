@@ -10,7 +10,7 @@ for i = 1, #KEYS do
   if ahead then
     local now = math.max(tonumber(ARGV[1]), tonumber(last))
     ahead = math.max(0, math.max(0, ahead - (now - last) * count) - cost * per)
-    redis.call('SET', KEYS[i], string.format('%.0f %.0f', ahead, now), 'PX', math.ceil(ahead / count) + 60000)
+    redis.call('SET', KEYS[i], string.format('%d %d', ahead, now), 'PX', math.ceil(ahead / count) + 60000)
   end
 end
 

@@ -12,7 +12,7 @@ for i = 1, #KEYS do
     end
     local back = math.min(cost, tonumber(c))
     if back < tonumber(c) then
-      redis.call('LSET', KEYS[i], -1, string.format('%s %.0f %.0f', t, c - back, s - back))
+      redis.call('LSET', KEYS[i], -1, string.format('%s %d %d', t, c - back, s - back))
     else
       redis.call('RPOP', KEYS[i])
     end

@@ -5,13 +5,13 @@
 -- ttl: each counter by twice the length of its window and a minute
 local cost = tonumber(ARGV[2])
 for i = 1, #KEYS do
-  local per = tonumber(ARGV[3 * i + 2])
+  local per = tonumber(ARGV[2 * i + 3])
   local current, previous, last = string.match(redis.call('GET', KEYS[i]) or '', '^(%d+) (%d+) (%d+)$')
   if current then
     local now = math.max(tonumber(ARGV[1]), tonumber(last))
     if tonumber(last) >= now - now % per then
       current = math.max(0, current - cost)
-      redis.call('SET', KEYS[i], string.format('%.0f %s %.0f', current, previous, now), 'PX', 2 * per + 60000)
+      redis.call('SET', KEYS[i], string.format('%d %s %d', current, previous, now), 'PX', 2 * per + 60000)
     end
   end
 end

@@ -10,7 +10,7 @@ for i = 1, #KEYS do
   if level then
     local now = math.max(tonumber(ARGV[1]), tonumber(last))
     level = math.min(capacity * per, math.min(capacity * per, level + (now - last) * count) + cost * per)
-    redis.call('SET', KEYS[i], string.format('%.0f %.0f', level, now),
+    redis.call('SET', KEYS[i], string.format('%d %d', level, now),
       'PX', math.ceil((capacity * per - level) / count) + 60000)
   end
 end

@@ -1,13 +1,17 @@
 -- sliding_log: charges a log of every call of the last period
 -- keys: logs...
--- args: now_ms cost charge limits...
--- returns: the milliseconds from now_ms until it is allowed (0: it is), the number of the limit that decides, what remains of
---   that one, and when it is whole again; limits are a length in milliseconds, a count and a capacity in turn; charge is 1 or 0
+-- args: now_ms cost limits...
+-- returns: what remains of it, when there is one limit and it allows; else the milliseconds from now_ms until
+--   they allow it (0: they do), the number of the limit that decides, what remains of that one, and when it is whole
+--   again; limits are a length in milliseconds and a count in turn; of a cost below 0 it only tells what it would be
 -- ttl: each log by its period and a minute
 --
 -- An entry is its time, its cost, and the sum of all costs up to it: so the two ends of a log tell what is used, and
 -- the entry that has to end before there is room is found by halving.
-local now, cost, charge = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1'
+local now, cost = tonumber(ARGV[1]), tonumber(ARGV[2])
+
+local charge = cost > 0
+cost = math.abs(cost)
 local time, sum = {}, {}
 
 local function entry(key, index)
@@ -44,7 +48,7 @@ end
 local used = {}
 local wait, which, least = 0, 1, math.huge
 for i = 1, #KEYS do
-  local key, per, count = KEYS[i], tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
+  local key, per, count = KEYS[i], tonumber(ARGV[2 * i + 1]), tonumber(ARGV[2 * i + 2])
   used[i] = 0
   if time[i] + per > now then
     local t, c, s = entry(key, 0)
@@ -76,7 +80,7 @@ end
 if wait > 0 then
   for i = 1, #KEYS do
     if redis.call('PTTL', KEYS[i]) == -1 then
-      redis.call('PEXPIRE', KEYS[i], ARGV[3 * i + 1] + 60000)
+      redis.call('PEXPIRE', KEYS[i], ARGV[2 * i + 1] + 60000)
     end
   end
 elseif charge then
@@ -85,15 +89,18 @@ elseif charge then
     local key = KEYS[i]
     if used[i] == 0 then
       redis.call('DEL', key)
-      redis.call('RPUSH', key, string.format('%.0f %.0f %.0f', now, cost, cost))
+      redis.call('RPUSH', key, string.format('%d %d %d', now, cost, cost))
     elseif time[i] == now then
       local _, c, s = entry(key, -1)
-      redis.call('LSET', key, -1, string.format('%.0f %.0f %.0f', now, c + cost, s + cost))
+      redis.call('LSET', key, -1, string.format('%d %d %d', now, c + cost, s + cost))
     else
-      redis.call('RPUSH', key, string.format('%.0f %.0f %.0f', now, cost, sum[i] + cost))
+      redis.call('RPUSH', key, string.format('%d %d %d', now, cost, sum[i] + cost))
     end
-    redis.call('PEXPIRE', key, ARGV[3 * i + 1] + 60000)
+    redis.call('PEXPIRE', key, ARGV[2 * i + 1] + 60000)
     used[i], time[i] = used[i] + cost, now
   end
 end
-return { wait > 0 and wait + now - ARGV[1] or 0, which, math.max(least, 0), used[which] > 0 and time[which] + ARGV[3 * which + 1] or now }
+if #KEYS == 1 and charge and wait == 0 and now == tonumber(ARGV[1]) then
+  return least
+end
+return { wait > 0 and wait + now - ARGV[1] or 0, which, math.max(least, 0), used[which] > 0 and time[which] + ARGV[2 * which + 1] or now }
