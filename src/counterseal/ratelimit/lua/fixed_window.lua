@@ -1,9 +1,10 @@
 -- fixed_window: charges counts of windows that begin at whole multiples of their length
 -- keys: counters...
 -- args: now_ms cost limits...
--- returns: what remains of it, when there is one limit and it allows; else the milliseconds from now_ms until
---   they allow it (0: they do), the number of the limit that decides, what remains of that one, and when it is whole
---   again; limits are a length in milliseconds and a count in turn; of a cost below 0 it only tells what it would be
+-- returns: what remains of it, when there is one limit and it allows; else the
+--   milliseconds from now_ms until they allow it (0: they do), the number of the limit that decides, what remains of
+--   that one, and when it is whole again; limits are a length in milliseconds and a count in turn; of a
+--   cost below 0 it only tells what it would be
 -- ttl: each counter by the length of its window and a minute
 local now, cost = tonumber(ARGV[1]), tonumber(ARGV[2])
 
@@ -65,4 +66,5 @@ elseif charge then
   end
 end
 local per = tonumber(ARGV[2 * which + 1])
-return { wait > 0 and wait + now - ARGV[1] or 0, which, math.max(least, 0), used[which] > 0 and now - now % per + per or now }
+wait = wait > 0 and wait + now - ARGV[1] or 0
+return { wait, which, math.max(least, 0), used[which] > 0 and now - now % per + per or now }

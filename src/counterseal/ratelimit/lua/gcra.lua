@@ -1,9 +1,10 @@
 -- gcra: charges the theoretical arrival times (TAT) of calls that come evenly, of which some may come early
 -- keys: times...
 -- args: now_ms cost limits...
--- returns: what remains of it, times its length, when there is one limit and it allows; else the milliseconds from now_ms until
---   they allow it (0: they do), the number of the limit that decides, what remains of that one, and when it is whole
---   again; limits are a length in milliseconds, a count and a capacity in turn; of a cost below 0 it only tells what it would be
+-- returns: what remains of it, times its length, when there is one limit and it allows; else the
+--   milliseconds from now_ms until they allow it (0: they do), the number of the limit that decides, what remains of
+--   that one, and when it is whole again; limits are a length in milliseconds, a count and a capacity in turn; of a
+--   cost below 0 it only tells what it would be
 -- ttl: each time by how far the TAT is ahead, and a minute
 --
 -- The virtual scheduling of ITU-T I.371. What is kept is how far the TAT is ahead of the last call, in milliseconds
@@ -67,4 +68,5 @@ elseif charge then
       'PX', math.ceil(ahead[i] / ARGV[3 * i + 1]) + 60000)
   end
 end
-return { wait > 0 and wait + now - ARGV[1] or 0, which, math.floor(math.max(least, 0)), now + math.ceil(ahead[which] / ARGV[3 * which + 1]) }
+wait = wait > 0 and wait + now - ARGV[1] or 0
+return { wait, which, math.floor(math.max(least, 0)), now + math.ceil(ahead[which] / ARGV[3 * which + 1]) }

@@ -1,9 +1,10 @@
 -- sliding_log: charges a log of every call of the last period
 -- keys: logs...
 -- args: now_ms cost limits...
--- returns: what remains of it, when there is one limit and it allows; else the milliseconds from now_ms until
---   they allow it (0: they do), the number of the limit that decides, what remains of that one, and when it is whole
---   again; limits are a length in milliseconds and a count in turn; of a cost below 0 it only tells what it would be
+-- returns: what remains of it, when there is one limit and it allows; else the
+--   milliseconds from now_ms until they allow it (0: they do), the number of the limit that decides, what remains of
+--   that one, and when it is whole again; limits are a length in milliseconds and a count in turn; of a
+--   cost below 0 it only tells what it would be
 -- ttl: each log by its period and a minute
 --
 -- An entry is its time, its cost, and the sum of all costs up to it: so the two ends of a log tell what is used, and
@@ -56,7 +57,8 @@ for i = 1, #KEYS do
       local ended = first(key, function(at)
         return at + per > now
       end)
-      t, c, s = entry(key, ended)
+      local _
+      _, c, s = entry(key, ended)
       if charge then
         redis.call('LTRIM', key, ended, -1)
       end
@@ -103,4 +105,5 @@ end
 if #KEYS == 1 and charge and wait == 0 and now == tonumber(ARGV[1]) then
   return least
 end
-return { wait > 0 and wait + now - ARGV[1] or 0, which, math.max(least, 0), used[which] > 0 and time[which] + ARGV[2 * which + 1] or now }
+wait = wait > 0 and wait + now - ARGV[1] or 0
+return { wait, which, math.max(least, 0), used[which] > 0 and time[which] + ARGV[2 * which + 1] or now }

@@ -1,9 +1,10 @@
 -- sliding_window: charges counts of two windows in turn, of which the previous one fades out while the current one runs
 -- keys: counters...
 -- args: now_ms cost limits...
--- returns: what remains of it, times its length, when there is one limit and it allows; else the milliseconds from now_ms until
---   they allow it (0: they do), the number of the limit that decides, what remains of that one, and when it is whole
---   again; limits are a length in milliseconds and a count in turn; of a cost below 0 it only tells what it would be
+-- returns: what remains of it, times its length, when there is one limit and it allows; else the
+--   milliseconds from now_ms until they allow it (0: they do), the number of the limit that decides, what remains of
+--   that one, and when it is whole again; limits are a length in milliseconds and a count in turn; of a
+--   cost below 0 it only tells what it would be
 -- ttl: each counter by twice the length of its window and a minute
 --
 -- What is used = current + previous * (the part of the current window that is still to come), as Cloudflare counts
@@ -86,4 +87,5 @@ end
 local per = tonumber(ARGV[2 * which + 1])
 local start = now - now % per
 local reset = current[which] > 0 and start + 2 * per or previous[which] > 0 and start + per or now
-return { wait > 0 and wait + now - ARGV[1] or 0, which, math.floor(math.max(least, 0)), reset }
+wait = wait > 0 and wait + now - ARGV[1] or 0
+return { wait, which, math.floor(math.max(least, 0)), reset }

@@ -1,9 +1,10 @@
 -- token_bucket: takes tokens out of buckets that fill steadily up to their capacity
 -- keys: buckets...
 -- args: now_ms cost limits...
--- returns: what remains of it, times its length, when there is one limit and it allows; else the milliseconds from now_ms until
---   they allow it (0: they do), the number of the limit that decides, what remains of that one, and when it is whole
---   again; limits are a length in milliseconds, a count and a capacity in turn; of a cost below 0 it only tells what it would be
+-- returns: what remains of it, times its length, when there is one limit and it allows; else the
+--   milliseconds from now_ms until they allow it (0: they do), the number of the limit that decides, what remains of
+--   that one, and when it is whole again; limits are a length in milliseconds, a count and a capacity in turn; of a
+--   cost below 0 it only tells what it would be
 -- ttl: each bucket by the time it takes to fill and a minute
 --
 -- A level is kept in tokens times the length, so that a millisecond adds exactly `count` and nothing is rounded.
@@ -71,4 +72,5 @@ elseif charge then
     redis.call('SET', KEYS[i], string.format('%d %d', level[i], now), 'PX', fill_ms(i) + 60000)
   end
 end
-return { wait > 0 and wait + now - ARGV[1] or 0, which, math.floor(least), now + fill_ms(which) }
+wait = wait > 0 and wait + now - ARGV[1] or 0
+return { wait, which, math.floor(least), now + fill_ms(which) }
