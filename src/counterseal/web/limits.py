@@ -6,7 +6,7 @@
         RateLimitMiddleware,
         seal=seal,
         routes={**ROUTES, "/api/documents/{id}/pdf": "pdf_generation"},
-        identify=lambda scope: scope["state"].get("user_id"),
+        identify=lambda scope: scope.get("state", {}).get("user_id"),
     )
 
     @app.post("/api/mails", dependencies=[Depends(limited("email"))])
