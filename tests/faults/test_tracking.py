@@ -259,6 +259,33 @@ async def test_one_who_fails_to_take_a_change_loses_it_and_hears_that_everything
     assert "also of its own" in caplog.text
 
 
+@pytest.mark.parametrize("turns", [1, 3, 5, 8, 12])
+async def test_closing_the_store_refuses_who_is_just_entering_or_tells_of_a_loss(
+    shared: Server, relay: Relay, turns: int
+):
+    before = asyncio.all_tasks()
+    heard = Heard()
+    left = asyncio.Event()
+
+    async def enter(store: Store) -> str:
+        try:
+            async with heard.track(store):
+                await left.wait()
+        except StoreUnavailable:
+            return "refused"
+        return "lost" if heard.told == ["LOST"] else f"told {heard.told}"
+
+    async with connected(relay.url) as store:
+        entering = asyncio.create_task(enter(store))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await store.close()
+        left.set()
+        assert await entering in ("refused", "lost")
+    await eventually(lambda: relay.open_connections == 0)
+    await eventually(lambda: asyncio.all_tasks() - before == set())
+
+
 async def test_cancelled_while_entering_it_leaves_nothing_behind(shared: Server, relay: Relay):
     async with connected(relay.url) as store:
         before = asyncio.all_tasks()

@@ -76,10 +76,10 @@ class Tracking(AbstractAsyncContextManager[None]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._among.discard(self)
-        await self._background.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort("the tracking is over")
+        await self._background.close()
 
     async def close(self) -> None:
         """End because the store is closed. Safe to call twice."""
