@@ -24,9 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
@@ -41,22 +39,18 @@ from counterseal.cache.kind import Kind
 from counterseal.cache.result import Result, Source
 from counterseal.core.errors import ConfigurationError, CountersealError
 from counterseal.web.capture import Capture, Complete
-from counterseal.web.freshness import Refusal, directives, refusal, seconds
-from counterseal.web.reads import SESSION, WATCHED, Reads, WatchedRequest, WatchedScope, reads_of
+from counterseal.web.freshness import Refusal
+from counterseal.web.reads import Reads, WatchedRequest, WatchedScope, reads_of
+from counterseal.web.rules import Asked, Rules
 from counterseal.web.stored import StoredResponse, answer, response_of
-from counterseal.web.variant import headers_of, path_tag, variant_key
+from counterseal.web.variant import path_tag
 
 logger = logging.getLogger(__name__)
 
 _CACHED_METHODS: Final = frozenset({"GET", "HEAD"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-_CREDENTIALS: Final = frozenset({"cookie", "authorization"})
-_NEUTRAL: Final = frozenset({"forwarded", "traceparent", "tracestate", "x-forwarded-for", "x-request-id"})
-"""Headers that limits, logs and traces read, and on which no answer depends."""
 _CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
 """What this cache answers by itself; the handler always makes the whole response."""
-_OTHER_CONDITIONS: Final = ("range", "if-range", "if-match", "if-unmodified-since")
-_PARTS: Final = frozenset({206, 304})
 _MADE_NOW: Final = frozenset({Source.LOADED, Source.DEGRADED})
 _ROUTED: Final = ("endpoint", "path_params", "route")
 _MOST_TOLD: Final = 1000
@@ -68,19 +62,6 @@ CACHE_NAME: Final = "counterseal"
 
 class _NotKeptError(Exception):
     """The response of this run says nothing about the next one. What a loader tells its flight; nobody else hears."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a request for a cached response asks for."""
-
-    key: str
-    headers: Mapping[str, str]
-    authorised: bool
-    head: bool
-    most_age_s: int
-    reads: Reads
-    tags: list[str]
 
 
 class ResponseCache:
@@ -119,26 +100,30 @@ class ResponseCache:
         self._values = seal.cache.of(kind)
         self._now_ms = seal.store.now_ms
         self._kind = self._values.kind
-        self._vary = frozenset(name.lower() for name in vary)
-        self._personal = personal
-        self._tenant = tenant
-        self._tags = tags
-        self._statuses = frozenset(statuses)
+        self._rules = Rules(
+            self._kind.name,
+            vary=vary,
+            personal=personal,
+            tenant=tenant,
+            tags=tags,
+            statuses=statuses,
+            ignore=ignore,
+        )
         room = (self._kind.max_value_bytes - _ROOM_FOR_HEADERS) // 4 * 3
         self._most_bytes = room if max_body_bytes is None else max_body_bytes
-        # Authorised requests have entries of their own, which are kept only when the response itself allows it.
-        declared = {"authorization", *self._vary, *_NEUTRAL, *(name.lower() for name in ignore)}
-        if tenant is None:
-            declared.add("host")
-        if "cookie" in self._vary:
-            declared.add(SESSION)
-        if personal is not None:
-            declared |= WATCHED | _CREDENTIALS
-        self._declared = frozenset(declared)
         self._told: set[tuple[str, str]] = set()
         self._left: set[asyncio.Task[None]] = set()
         self._renewing: dict[str, asyncio.Task[bool]] = {}
-        self._check(room)
+        faults = self._rules.faults()
+        if self._kind.type is not StoredResponse:
+            faults.append(f"Kind {self._kind.name}: type: expected StoredResponse; came: {self._kind.type!r}")
+        if not 1 <= self._most_bytes <= room:
+            faults.append(
+                f"max_body_bytes: expected from 1 to {room}, which {self._kind.name} has room for in its"
+                f" max_value_bytes; came: {self._most_bytes}"
+            )
+        if faults:
+            raise ConfigurationError(faults)
 
     def __call__(self, app: ASGIApp) -> ASGIApp:
         """An ASGI application that answers for `app`: this is how `Middleware(cached)` takes it."""
@@ -182,73 +167,23 @@ class ResponseCache:
         """
         await self._cache.invalidate_tags(*(path_tag(self._kind.name, each) for each in (path, *more)))
 
-    def _check(self, room: int) -> None:
-        faults: list[str] = []
-        if self._kind.type is not StoredResponse:
-            faults.append(f"Kind {self._kind.name}: type: expected StoredResponse; came: {self._kind.type!r}")
-        if not 1 <= self._most_bytes <= room:
-            faults.append(
-                f"max_body_bytes: expected from 1 to {room}, which {self._kind.name} has room for in its"
-                f" max_value_bytes; came: {self._most_bytes}"
-            )
-        unfit = sorted(status for status in self._statuses if not 200 <= status <= 599 or status in _PARTS)
-        if unfit:
-            faults.append(f"statuses: expected those of whole responses; came: {', '.join(map(str, unfit))}")
-        if "*" in self._vary:
-            faults.append("vary: expected names of headers; came: '*'")
-        if faults:
-            raise ConfigurationError(faults)
-
     async def _serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
         elif scope["method"] in _CACHED_METHODS:
-            found = self._asked(scope)
-            if isinstance(found, str):
-                await _pass_on(app, scope, receive, send, told=found)
-            else:
-                await self._answer(app, scope, receive, send, found)
+            asked = self._rules.ask(scope)
+            if isinstance(asked, Asked):
+                await self._answer(app, scope, receive, send, asked)
+                return
+            if asked.refusal is not None:
+                self._tell(scope, asked.refusal, reads_of(scope))
+            await _pass_on(app, scope, receive, send, told=asked.told)
         elif scope["method"] in _SAFE_METHODS:
             await app(scope, receive, send)
         else:
             await app(scope, receive, self._forgetting(scope["path"], send))
 
-    def _asked(self, scope: Scope) -> _Asked | str:
-        """What is asked for; or why the request is passed on, as `Cache-Status` says it."""
-        headers = headers_of(scope)
-        said = directives(headers.items())
-        if not said.keys().isdisjoint({"no-store", "no-cache"}) or seconds(said.get("max-age", "1")) == 0:
-            return "fwd=request"
-        if not said and headers.get("pragma") == "no-cache":
-            return "fwd=request"
-        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        if has_body or any(name in headers for name in _OTHER_CONDITIONS):
-            return "fwd=bypass"
-        user = None if self._personal is None else self._personal(scope)
-        if self._personal is not None and user is None:
-            return "fwd=bypass; detail=nobody"
-        reads = reads_of(scope)
-        if not reads <= self._declared:
-            self._tell(scope, Refusal.READ, reads)
-            return f"fwd=bypass; detail={Refusal.READ}"
-        authorised = "authorization" in headers and user is None and "authorization" not in self._vary
-        tenant = headers.get("host", "").lower() if self._tenant is None else self._tenant(scope)
-        name = self._kind.name
-        return _Asked(
-            variant_key(scope, headers, tenant=tenant, vary=self._vary, user=user, authorised=authorised),
-            headers=headers,
-            authorised=authorised,
-            head=scope["method"] == "HEAD",
-            most_age_s=seconds(said["max-age"]) if "max-age" in said else sys.maxsize,
-            reads=reads,
-            tags=[
-                path_tag(name, scope["path"]),
-                *([] if user is None else [f"user:{user}"]),
-                *(self._tags(scope) if self._tags is not None else ()),
-            ],
-        )
-
-    async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, asked: _Asked) -> None:
+    async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, asked: Asked) -> None:
         load = _Load(
             lambda: self._begin(app, scope, receive, asked),
             judged=self._judged(scope, asked),
@@ -269,7 +204,7 @@ class ResponseCache:
         finally:
             load.leave()
 
-    async def _find(self, scope: Scope, asked: _Asked, load: _Load) -> Result[StoredResponse] | None:
+    async def _find(self, scope: Scope, asked: Asked, load: _Load) -> Result[StoredResponse] | None:
         """What is stored, or was made now; None when there is nothing to give to this client."""
         try:
             for _ in range(2):
@@ -297,7 +232,7 @@ class ResponseCache:
         await asyncio.shield(task)
 
     async def _give(
-        self, stored: StoredResponse, source: Source, send: Send, asked: _Asked, *, own: bool
+        self, stored: StoredResponse, source: Source, send: Send, asked: Asked, *, own: bool
     ) -> None:
         age_s = stored.age_s(self._now_ms())
         if source is Source.LOADED:
@@ -316,24 +251,16 @@ class ResponseCache:
             told=f"{CACHE_NAME}; {told}",
         )
 
-    def _begin(self, app: ASGIApp, scope: Scope, receive: Receive, asked: _Asked) -> Capture:
+    def _begin(self, app: ASGIApp, scope: Scope, receive: Receive, asked: Asked) -> Capture:
         """Have the handler make the whole response, whatever the client has already."""
         headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _CONDITIONS]
         watched = WatchedScope(
-            {**scope, "method": "GET", "headers": headers}, asked.reads, unwatched=self._declared
+            {**scope, "method": "GET", "headers": headers}, asked.reads, unwatched=self._rules.declared
         )
 
         def judge(status: int, headers: Collection[tuple[str, str]]) -> Refusal | None:
-            found = refusal(
-                status,
-                headers,
-                statuses=self._statuses,
-                vary=self._vary,
-                personal=self._personal is not None,
-                authorised=asked.authorised,
-                now=datetime.fromtimestamp(self._now_ms() / 1000, UTC),
-            )
-            return found or (None if asked.reads <= self._declared else Refusal.READ)
+            now = datetime.fromtimestamp(self._now_ms() / 1000, UTC)
+            return self._rules.refusal(asked, status, headers, now)
 
         async def routed(_: Scope, receive: Receive, send: Send) -> None:
             try:
@@ -344,17 +271,15 @@ class ResponseCache:
 
         return Capture(routed, watched, receive, judge=judge, most_bytes=self._most_bytes)
 
-    def _judged(
-        self, scope: Scope, asked: _Asked
-    ) -> Callable[[Complete | Refusal], StoredResponse | Refusal]:
+    def _judged(self, scope: Scope, asked: Asked) -> Callable[[Complete | Refusal], StoredResponse | Refusal]:
         def judged(verdict: Complete | Refusal) -> StoredResponse | Refusal:
             if isinstance(verdict, Complete):
                 stored = response_of(
                     verdict.status,
                     verdict.raw_headers,
                     verdict.body,
-                    vary=self._vary,
-                    personal=self._personal is not None,
+                    vary=self._rules.vary,
+                    personal=self._rules.personal,
                     made_ms=self._now_ms(),
                 )
                 if stored.size() <= self._kind.max_value_bytes:
@@ -385,7 +310,7 @@ class ResponseCache:
         if (route, reason) in self._told or len(self._told) >= _MOST_TOLD:
             return
         self._told.add((route, reason))
-        what = ", ".join(sorted((reads or Reads()) - self._declared)) if reason == Refusal.READ else ""
+        what = ", ".join(sorted((reads or Reads()) - self._rules.declared)) if reason == Refusal.READ else ""
         logger.warning("a response of %s is not kept: %s", route, f"{reason} ({what})" if what else reason)
 
 

@@ -43,8 +43,12 @@ def variant_key(
 
 
 def path_tag(kind: str, path: str) -> str:
-    """The tag of every stored response to a path, whatever its query, tenant, user and headers."""
-    return f"{kind}:path:{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    """The tag of every stored response to a path, whatever its query, tenant, user and headers.
+
+    There are 65,536, because a tag is remembered for 30 days and anybody can ask for ever new paths: forgetting a path
+    also forgets one in 65,536 of the others.
+    """
+    return f"{kind}:path:{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:4]}"
 
 
 def sorted_query(query: bytes) -> list[str]:
