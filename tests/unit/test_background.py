@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from counterseal.core.background import Background, full_jitter, wait_for_event
+from counterseal.core.background import Background, end, full_jitter, wait_for_event
 
 
 async def test_a_loop_that_raises_is_logged_and_started_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -41,6 +41,27 @@ async def test_closing_ends_every_loop_and_waits_for_it() -> None:
     assert ended.is_set()
     assert task.cancelled()
     await background.close()
+
+
+async def test_what_swallows_a_cancellation_has_ended_when_its_canceller_is_cancelled_too() -> None:
+    begun, swallowed = asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(stubborn())
+    await begun.wait()
+    ending = asyncio.create_task(end([task]))
+    await swallowed.wait()
+    ending.cancel()
+    await asyncio.wait([ending], timeout=10)
+    assert ending.cancelled()
+    assert task.done()
 
 
 def test_pauses_grow_to_their_bound_and_are_spread() -> None:

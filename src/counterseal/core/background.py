@@ -36,17 +36,25 @@ async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they have ended, however they do.
 
     Again and again, because a cancellation may be lost: `asyncio.wait_for` of Python 3.11, which libraries use,
-    swallows one that meets the end of what it waits for.
+    swallows one that meets the end of what it waits for. A cancellation of the caller counts once they have ended:
+    whoever goes away half-way would leave behind what it was to end.
     """
     given = set(tasks)
     running = {task for task in given if not task.done()}
+    cancelled: asyncio.CancelledError | None = None
     while running:
         for task in running:
             task.cancel()
-        _, running = await asyncio.wait(running, timeout=_AGAIN_S)
+        try:
+            _, running = await asyncio.wait(running, timeout=_AGAIN_S)
+        except asyncio.CancelledError as cancellation:
+            cancelled = cancellation
+            running = {task for task in running if not task.done()}
     for task in given:
         if not task.cancelled():
             task.exception()  # seen: nobody else asks for it
+    if cancelled is not None:
+        raise cancelled
 
 
 async def apart(work: Coroutine[Any, Any, T]) -> T:
