@@ -119,14 +119,17 @@ def configured(kinds: Iterable[Kind[Any]], ttls: Mapping[str, timedelta]) -> dic
         refused = shipped[kind.name].refused if kind.name in shipped else frozenset[str]()
         chosen[kind.name] = replace(kind, refused=kind.refused | refused)
     known = ", ".join(sorted(chosen))
-    for name, ttl in sorted(ttls.items()):
-        setting = f"{CACHE_TTL_PREFIX}{name.upper()}"
-        if name not in chosen:
-            faults.append(f"{setting}: no cache kind has this name; the kinds are {known}")
-        elif not is_ttl(ttl):
-            faults.append(f"{setting}: expected a duration from 1ms to {LONGEST_TTL.days}d")
+    faults.extend(
+        f"{CACHE_TTL_PREFIX}{name.upper()}: no cache kind has this name; the kinds are {known}"
+        for name in sorted(set(ttls) - set(chosen))
+    )
+    for name in set(ttls) & set(chosen):
+        if is_ttl(ttls[name]):
+            chosen[name] = replace(chosen[name], ttl=ttls[name])
         else:
-            chosen[name] = replace(chosen[name], ttl=ttl)
+            faults.append(
+                f"{CACHE_TTL_PREFIX}{name.upper()}: expected a duration from 1ms to {LONGEST_TTL.days}d"
+            )
     if faults:
         raise ConfigurationError(faults)
     return chosen
