@@ -353,6 +353,7 @@ class Sessions:
             name = who(scope)
             scope["session"] = {**self.session(), **({"user": name} if name else {})}
             scope["user"] = name
+            scope.setdefault("state", {}).update(user=name, pool="the pool")
         await self.app(scope, receive, send)
 
 
@@ -362,6 +363,8 @@ READERS: dict[str, Callable[[Request], object]] = {
     "the session, by another copy": lambda request: request.scope.copy()["session"].get("user"),
     "the session, kept elsewhere": lambda request: note_session_read(request.scope),
     "the user": lambda request: request.user,
+    "the state": lambda request: request.state.user,
+    "the state as a whole": lambda request: dict(request.scope["state"]),
     "a cookie": lambda request: request.cookies.get("session"),
     "a header": lambda request: request.headers.get("x-user"),
 }
@@ -403,6 +406,27 @@ async def test_it_is_kept_for_each_user_where_that_is_declared(house: House, wha
         answer = await client.get("/", headers={"X-User": user, "Cookie": f"session={user}"})
         assert answer.text == f"private to {user}"
     assert counted.total == 2
+
+
+async def test_what_an_application_keeps_in_the_state_of_its_requests_can_be_declared(house: House) -> None:
+    def page(request: Request) -> Response:
+        request.state.written = "by the handler"
+        return PlainTextResponse(f"{request.state.pool} {request.state.written}")
+
+    seen: list[str] = []
+
+    async def outside(scope: Scope, receive: Receive, send: Send) -> None:
+        await kept(scope, receive, send)
+        seen.append(scope["state"].get("written"))
+
+    counted = Counted(page)
+    pages = house.pages(ignore=["state.pool"])
+    kept = Sessions(Starlette(routes=[Route("/", counted.endpoint(), middleware=[Middleware(pages)])]))
+    client = await house.client(outside)
+    for _ in range(2):
+        assert (await client.get("/")).text == "the pool by the handler"
+    assert counted.total == 1
+    assert seen == ["by the handler", None]
 
 
 async def test_a_session_read_is_covered_by_varying_on_the_cookie(house: House) -> None:

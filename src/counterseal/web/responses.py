@@ -76,8 +76,8 @@ class ResponseCache:
     - `tenant`: names the tenant, from the scope; else the `Host` header does.
     - `tags`: names under which `seal.cache.invalidate_tags` forgets a response, from the scope.
     - `statuses`: those that are kept.
-    - `ignore`: request headers, or `user` and `auth`, that a handler reads although its response does not depend on
-      them, as for its log.
+    - `ignore`: what a handler reads although its response does not depend on who asks: request headers, `user`, `auth`,
+      and members of `request.state`, as `state.pool`.
     - `max_body_bytes`: longer bodies are passed on as they come, and not kept. By default what the kind has room for.
 
     Raises `ConfigurationError` when these do not fit together.
@@ -310,7 +310,7 @@ class ResponseCache:
         if (route, reason) in self._told or len(self._told) >= _MOST_TOLD:
             return
         self._told.add((route, reason))
-        what = ", ".join(sorted((reads or Reads()) - self._rules.declared)) if reason == Refusal.READ else ""
+        what = ", ".join(self._rules.undeclared(reads)) if reads and reason == Refusal.READ else ""
         logger.warning("a response of %s is not kept: %s", route, f"{reason} ({what})" if what else reason)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from starlette.types import Scope
 
 from counterseal.web.freshness import Refusal, directives, refusal, seconds
-from counterseal.web.reads import SESSION, WATCHED, Reads, reads_of
+from counterseal.web.reads import SESSION, STATE, WATCHED, Reads, reads_of
 from counterseal.web.variant import headers_of, path_tag, variant_key
 
 _CREDENTIALS: Final = frozenset({"cookie", "authorization"})
@@ -77,7 +77,15 @@ class Rules:
         if self.personal:
             declared |= WATCHED | _CREDENTIALS
         self.declared = frozenset(declared)
-        """What a handler may read without its response being kept out, in the names of `Reads`."""
+        """What may be read of a request without its response being kept out, in the names of `Reads`."""
+
+    def undeclared(self, reads: Reads) -> list[str]:
+        """What was read that keeps a response out, sorted."""
+        return sorted(
+            name
+            for name in reads
+            if name not in self.declared and not (self.personal and name.partition(".")[0] == STATE)
+        )
 
     def faults(self) -> list[str]:
         """What is wrong with the arguments, in sentences."""
@@ -104,7 +112,7 @@ class Rules:
         if self.personal and user is None:
             return Passed("fwd=bypass; detail=nobody")
         reads = reads_of(scope)
-        if not reads <= self.declared:
+        if self.undeclared(reads):
             return Passed(f"fwd=bypass; detail={Refusal.READ}", Refusal.READ)
         authorised = "authorization" in headers and not self.personal and "authorization" not in self.vary
         tenant = headers.get("host", "").lower() if self._tenant is None else self._tenant(scope)
@@ -135,4 +143,4 @@ class Rules:
             authorised=asked.authorised,
             now=now,
         )
-        return found or (None if asked.reads <= self.declared else Refusal.READ)
+        return found or (Refusal.READ if self.undeclared(asked.reads) else None)
