@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from counterseal import ConfigurationError, Counterseal, Kind, Settings
 from counterseal.web import ResponseCache, StoredResponse, note_session_read
 from support.backends import PATIENT
+from support.gateway import serving
 from support.servers import Server
 from support.stores import travel
 from support.waiting import eventually
@@ -852,6 +853,23 @@ async def test_a_client_that_goes_away_takes_the_response_from_nobody(house: Hou
     assert gate.entered == 1
 
 
+async def test_requests_to_two_processes_at_once_run_the_handler_once(valkey: Server, tmp_path: Path) -> None:
+    async with house_on(valkey, tmp_path / "one") as one, house_on(valkey, tmp_path / "two") as two:
+        gate = Gate(lambda request: PlainTextResponse("x"))
+        clients = [await house.serving(gate.endpoint()) for house in (one, two)]
+        await one.pages().invalidate("/")
+        await one.seal.cache.clear("page")
+        asking = [asyncio.create_task(client.get("/")) for client in clients for _ in range(20)]
+        await eventually(lambda: gate.entered)
+        gate.opened.set()
+        assert {answer.text for answer in await asyncio.gather(*asking)} == {"x"}
+        assert gate.entered == 1
+        await one.pages().invalidate("/")
+        for client in clients:
+            assert (await client.get("/")).text == "x"
+        assert gate.entered == 2
+
+
 # -- large bodies ------------------------------------------------------------------------------------------------------
 
 
@@ -988,6 +1006,47 @@ async def test_a_response_too_large_for_its_kind_is_answered_once_and_not_kept(
         for _ in range(2):
             assert (await client.get("/")).headers["X-3"] == "x" * 1000
         assert counted.total == 2
+
+
+async def test_over_real_http_kept_and_passed_on_responses_have_all_their_bytes(house: House) -> None:
+    size = 3_000_000
+
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b"x" * (size // 30)
+
+    runs = Counter[str]()
+    app = FastAPI()
+    app.router.route_class = house.pages().route_class
+
+    @app.get("/small")
+    async def small() -> dict[str, int]:
+        runs["small"] += 1
+        return {"a": 1}
+
+    @app.get("/large")
+    async def large() -> StreamingResponse:
+        runs["large"] += 1
+        return StreamingResponse(parts())
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("broken")
+
+    async with serving(app) as origin, httpx.AsyncClient(base_url=origin, timeout=20) as client:
+        for _ in range(2):
+            assert (await client.get("/small")).json() == {"a": 1}
+            assert len((await client.get("/large")).content) == size
+            head = await client.head("/large")
+            assert (head.status_code, head.content) == (200, b"")
+            assert (await client.get("/broken")).status_code == 500
+        etag = (await client.get("/small")).headers["ETag"]
+        unchanged = await client.get("/small", headers={"If-None-Match": etag})
+        assert (unchanged.status_code, unchanged.content) == (304, b"")
+        assert (await client.head("/small")).headers["Content-Length"] == "7"
+        assert (await client.get("/small")).json() == {"a": 1}
+    assert runs["small"] == 1
+    assert runs["large"] == 4
 
 
 # -- forgetting --------------------------------------------------------------------------------------------------------
