@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from counterseal.core.settings import Settings
     from counterseal.jobs.job import Job, State
     from counterseal.jobs.worker import Task, Worker
+    from counterseal.ratelimit.limit import Limit
+    from counterseal.ratelimit.policy import Policy
 
 __all__ = [
     "CodecError",
@@ -37,6 +39,8 @@ __all__ = [
     "DatabaseUnavailable",
     "Job",
     "Kind",
+    "Limit",
+    "Policy",
     "Settings",
     "State",
     "StoreError",
@@ -57,6 +61,8 @@ _HOMES: Final = {
     "DatabaseUnavailable": "core.errors",
     "Job": "jobs.job",
     "Kind": "cache.kind",
+    "Limit": "ratelimit.limit",
+    "Policy": "ratelimit.policy",
     "Settings": "core.settings",
     "State": "jobs.job",
     "StoreError": "core.errors",

@@ -16,6 +16,8 @@ from counterseal.database.engine import Database
 from counterseal.health import Health, Probes
 from counterseal.jobs.service import Jobs
 from counterseal.jobs.worker import Handler, Worker
+from counterseal.ratelimit.policy import Elsewhere, Policy
+from counterseal.ratelimit.service import RateLimits
 from counterseal.store.keys import Keys
 from counterseal.store.open import open_store
 
@@ -26,11 +28,20 @@ class Counterseal:
     """All services of one configuration: `async with Counterseal.open() as seal`.
 
     The constructor does no input or output, so an application can be built before there is an event loop. `kinds` are
-    the application's own kinds of cached values. Raises `ConfigurationError` with a sentence for every fault: settings
-    that do not fit together, a URL that is not understood, a lifetime of a kind that nobody declared.
+    the application's own kinds of cached values, and `limits` its own rate limits, besides those that are always there
+    or in place of one. `elsewhere` counts for a limiter, by its name, while Redis does not answer. Raises
+    `ConfigurationError` with a sentence for every fault: settings that do not fit together, a URL that is not
+    understood, a lifetime of a kind that nobody declared.
     """
 
-    def __init__(self, settings: Settings, *, kinds: Iterable[Kind[Any]] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        kinds: Iterable[Kind[Any]] = (),
+        limits: Iterable[Policy] = (),
+        elsewhere: Mapping[str, Elsewhere] | None = None,
+    ) -> None:
         kinds = tuple(kinds)
         faults: list[str] = []
         store = _made(faults, lambda: open_store(settings))
@@ -49,6 +60,9 @@ class Counterseal:
             ttls=settings.cache_ttl,
             near_bytes=settings.cache.near_bytes,
         )
+        self.rate_limits = RateLimits(
+            store, keys=keys, policies=limits, elsewhere=elsewhere, processes=settings.processes
+        )
         self.jobs = Jobs(self.store, keys=keys)
         self.analytics = Analytics(self.store, keys=keys)
         self.health = Health(self.store, probes=self._probes(), settings=settings)
@@ -56,12 +70,20 @@ class Counterseal:
         self._open: AsyncExitStack | None = None
 
     @classmethod
-    def open(cls, settings: Settings | None = None, *, kinds: Iterable[Kind[Any]] = ()) -> Self:
+    def open(
+        cls,
+        settings: Settings | None = None,
+        *,
+        kinds: Iterable[Kind[Any]] = (),
+        limits: Iterable[Policy] = (),
+        elsewhere: Mapping[str, Elsewhere] | None = None,
+    ) -> Self:
         """The services of these settings, by default of the environment's, to be used as `async with`.
 
         Raises `ConfigurationError` with a sentence for every fault of the settings.
         """
-        return cls(settings if settings is not None else Settings.load(), kinds=kinds)
+        chosen = settings if settings is not None else Settings.load()
+        return cls(chosen, kinds=kinds, limits=limits, elsewhere=elsewhere)
 
     def worker(self, handlers: Mapping[str, Handler] | None = None, *, concurrency: int = 10) -> Worker:
         """A worker for the jobs of these services, to be used as `async with` inside this one."""
@@ -81,6 +103,7 @@ class Counterseal:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
             await stack.enter_async_context(self.cache)
+            stack.push_async_callback(self.rate_limits.close)
             await stack.enter_async_context(self.database)
             stack.push_async_callback(self.health.close)
             self._open = stack.pop_all()
