@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from counterseal.app import Counterseal
 from counterseal.web.boundary import Boundary
 from counterseal.web.health import install_health
+from counterseal.web.limits import RateLimitMiddleware
 from counterseal.web.metrics import HttpMetrics, install_metrics
 from counterseal.web.mount import Prefix
 from counterseal.web.page import install_page
@@ -36,7 +37,10 @@ def create_app(seal: Counterseal, *, rest: ASGIApp | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(Boundary, metrics=HttpMetrics(registry), mounts=(REST_PATH, STATIC_PATH))],
+        middleware=[
+            Middleware(Boundary, metrics=HttpMetrics(registry), mounts=(REST_PATH, STATIC_PATH)),
+            Middleware(RateLimitMiddleware, seal=seal),
+        ],
     )
     install_problems(app)
     install_health(app, seal)

@@ -27,6 +27,12 @@ _STORE_COUNTS = {
     "bytes_out": "Bytes sent to Redis.",
     "bytes_in": "Bytes received from Redis.",
 }
+_LIMIT_COUNTS = {
+    "allowed": "Calls that a rate limiter allowed.",
+    "refused": "Calls that a rate limiter refused, those it answered without asking Redis among them.",
+    "blocked": "Calls that a rate limiter refused without asking Redis, because the answer was known.",
+    "degraded": "Calls that a rate limiter decided without Redis, because it did not answer.",
+}
 
 
 class HttpMetrics:
@@ -63,6 +69,7 @@ class ServiceMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("counterseal", "What runs here.", value={"version": version("counterseal")})
         yield from self._store()
+        yield from self._limits()
         yield from self._jobs()
 
     def _store(self) -> Iterable[Metric]:
@@ -87,6 +94,14 @@ class ServiceMetrics(Collector):
             yield CounterMetricFamily(
                 f"counterseal_store_{name}", text, value=float(getattr(store.counts, name))
             )
+
+    def _limits(self) -> Iterable[Metric]:
+        totals = self._seal.rate_limits.totals
+        for name, text in _LIMIT_COUNTS.items():
+            metric = CounterMetricFamily(f"counterseal_rate_limit_{name}", text, labels=("limiter",))
+            for limiter, counts in totals.items():
+                metric.add_metric((limiter,), float(getattr(counts, name)))
+            yield metric
 
     def _jobs(self) -> Iterable[Metric]:
         by_state = GaugeMetricFamily(
