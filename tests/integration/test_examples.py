@@ -57,7 +57,7 @@ def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.startswith("{'name': 'Ada Lovelace'}\nJob(")
+    assert ended.stdout.startswith("{'name': 'Ada Lovelace'}\n{'title': 'Document 7'}\nTrue 99 20")
     assert ended.stdout.endswith("Today(views=1, signatures=0, requests=1, users=1)\n")
 
 

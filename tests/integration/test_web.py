@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
 from counterseal.app import Counterseal
+from counterseal.cache.kind import JsonObject
 from counterseal.core.errors import (
     CodecError,
     CommandError,
@@ -522,6 +523,26 @@ async def test_metrics_count_commands_jobs_and_requests(site: Site) -> None:
     live = {"method": "GET", "route": "/health/live"}
     assert found["counterseal_http_requests_total", labelled(**live, status="200")] == 2
     assert found["counterseal_http_request_seconds_count", labelled(**live)] == 2
+
+
+async def test_metrics_count_what_the_cache_did(site: Site) -> None:
+    documents = site.seal.cache.documents
+
+    async def load(_: str) -> JsonObject:
+        return {"title": "Lease"}
+
+    await documents.get("1")
+    await documents.get_or_load("1", load)
+    await documents.get("1")
+    found = await samples(site)
+    reads = {
+        outcome: found["counterseal_cache_reads_total", labelled(kind="document", outcome=outcome)]
+        for outcome in ("hit", "near", "stale", "miss", "degraded")
+    }
+    assert reads == {"hit": 1, "near": 0, "stale": 0, "miss": 2, "degraded": 0}
+    assert found["counterseal_cache_loads_total", labelled(kind="document")] == 1
+    assert found["counterseal_cache_bytes_total", labelled(kind="document", direction="read")] > 0
+    assert found["counterseal_cache_near_bytes", labelled()] == 0
 
 
 async def test_invented_paths_and_methods_make_no_new_series(site: Site) -> None:

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from counterseal import CodecError, Counterseal, Kind
-from counterseal.core.codec import JsonValue
 
 
 class Team(msgspec.Struct, frozen=True):
@@ -52,7 +51,7 @@ async def test_what_is_not_json_is_refused_with_the_place(seal: Counterseal) -> 
 async def test_what_is_missing_is_loaded_once_however_many_ask(seal: Counterseal) -> None:
     loads: list[str] = []
 
-    async def load(document_id: str) -> dict[str, JsonValue]:
+    async def load(document_id: str) -> dict[str, str]:
         loads.append(document_id)
         return {"title": "Lease"}
 
@@ -84,7 +83,7 @@ async def test_an_application_adds_a_kind_in_one_line(seal: Counterseal) -> None
 
 async def test_a_function_whose_answers_are_kept(seal: Counterseal) -> None:
     @seal.cache.user_profiles.cached
-    async def profile(user_id: str) -> dict[str, JsonValue]:
+    async def profile(user_id: str) -> dict[str, str]:
         return {"name": user_id.title()}
 
     assert await profile("ada") == {"name": "Ada"}

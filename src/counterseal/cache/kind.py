@@ -10,11 +10,11 @@ from typing import Any, Final, Generic, Literal, TypeAlias
 
 from typing_extensions import TypeVar
 
-from counterseal.core.codec import JsonValue
 from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import CACHE_TTL_PREFIX
 
-JsonObject: TypeAlias = dict[str, JsonValue]
+JsonObject: TypeAlias = dict[str, Any]
+"""A JSON object. Its members are checked when it is written, not by the type checker: their types are invariant."""
 
 T = TypeVar("T", default=JsonObject)
 

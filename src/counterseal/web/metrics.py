@@ -70,6 +70,7 @@ class ServiceMetrics(Collector):
         yield InfoMetricFamily("counterseal", "What runs here.", value={"version": version("counterseal")})
         yield from self._store()
         yield from self._limits()
+        yield from self._cache()
         yield from self._jobs()
 
     def _store(self) -> Iterable[Metric]:
@@ -102,6 +103,42 @@ class ServiceMetrics(Collector):
             for limiter, counts in totals.items():
                 metric.add_metric((limiter,), float(getattr(counts, name)))
             yield metric
+
+    def _cache(self) -> Iterable[Metric]:
+        reads = CounterMetricFamily(
+            "counterseal_cache_reads",
+            "Reads of cached values by outcome: hit, near, stale, miss; degraded ones were loaded without Redis.",
+            labels=("kind", "outcome"),
+        )
+        loads = CounterMetricFamily(
+            "counterseal_cache_loads", "Values that were asked of their loader.", labels=("kind",)
+        )
+        seconds = CounterMetricFamily(
+            "counterseal_cache_load_seconds", "Time that loaders took.", labels=("kind",)
+        )
+        size = CounterMetricFamily(
+            "counterseal_cache_bytes", "Bytes of stored values.", labels=("kind", "direction")
+        )
+        for kind, stats in self._seal.cache.totals.items():
+            outcomes = {
+                "hit": stats.hits,
+                "near": stats.near,
+                "stale": stats.stale,
+                "miss": stats.misses,
+                "degraded": stats.degraded,
+            }
+            for outcome, count in outcomes.items():
+                reads.add_metric((kind, outcome), count)
+            loads.add_metric((kind,), stats.loads)
+            seconds.add_metric((kind,), stats.load_ms / 1000)
+            size.add_metric((kind, "read"), stats.bytes_read)
+            size.add_metric((kind, "written"), stats.bytes_written)
+        yield from (reads, loads, seconds, size)
+        yield GaugeMetricFamily(
+            "counterseal_cache_near_bytes",
+            "Bytes of cached values in the memory of this process.",
+            value=float(self._seal.cache.near_bytes),
+        )
 
     def _jobs(self) -> Iterable[Metric]:
         by_state = GaugeMetricFamily(
