@@ -69,6 +69,17 @@ def test_limits_of_one_limiter_are_told_apart_by_their_windows():
     assert headers["X-RateLimit-Limit"] == "1000"
 
 
+def test_a_share_of_a_limit_is_told_under_the_name_of_a_limit():
+    limits = (Limit(10, timedelta(seconds=1)), Limit(1000, timedelta(days=1)))
+
+    def told(share: int) -> str:
+        return quota_headers([Quota("api", limits, decided(1, limit=share))], NOW)["RateLimit"]
+
+    assert told(5) == '"api-1";r=1;t=30'
+    assert told(500) == '"api-86400";r=1;t=30'
+    assert told(5000) == '"api-86400";r=1;t=30'
+
+
 def test_windows_that_are_no_whole_seconds_are_told_apart_too():
     limits = (Limit(2, timedelta(milliseconds=100)), Limit(5, timedelta(milliseconds=500)))
     headers = quota_headers([Quota("api", limits, decided(1, limit=2))], NOW)

@@ -92,11 +92,14 @@ def _service_limit(quota: Quota, now: datetime) -> str:
 
 def _decided(quota: Quota) -> str:
     """The name of the limit that a decision tells of."""
-    if len(quota.limits) > 1:
-        for limit in quota.limits:
-            if quota.decision.limit == limit.capacity:
-                return _name(quota, limit)
-    return quota.name
+    if len(quota.limits) == 1:
+        return quota.name
+    by_capacity = sorted(quota.limits, key=lambda limit: limit.capacity)
+    # Without Redis a decision tells of this process's share, which is less than the limit.
+    decided = next(
+        (limit for limit in by_capacity if limit.capacity >= quota.decision.limit), by_capacity[-1]
+    )
+    return _name(quota, decided)
 
 
 def _name(quota: Quota, limit: Limit) -> str:
