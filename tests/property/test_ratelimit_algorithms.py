@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -22,7 +23,7 @@ from support.stores import store_on
 
 START = 1_800_000_000_000
 ALGORITHMS = pytest.mark.parametrize("algorithm", list(Algorithm), ids=str)
-PACE = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+PACE = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 numbers = count()
 
 MS = timedelta(milliseconds=1)
@@ -102,23 +103,50 @@ def test_a_limiter_decides_as_the_model_of_its_algorithm_does(
     async def work() -> None:
         limiter, model = limiter_on(backing, "tried", *limits), Models(limits)
         who = f"u{next(numbers)}"
-        for action, number, pause_ms in walk:
+        for action, cost, pause_ms in walk:
             clock.travel(pause_ms * MS)
-            cost = min(number, most)
-            match action:
-                case "limit":
-                    assert told(await limiter.limit(who, cost)) == model.limit(clock.at_ms, cost)
-                case "peek":
-                    assert told(await limiter.peek(who, cost)) == model.limit(clock.at_ms, cost, charge=False)
-                case "refund":
-                    assert await limiter.refund(who, number)
-                    model.refund(clock.at_ms, number)
-                case _:
-                    await limiter.reset(who)
-                    model.clear()
+            await take(action, limiter, model, who, cost=min(cost, most), at_ms=clock.at_ms)
             await check_lifetimes(store, model, who, clock.at_ms)
 
     desk.run(work())
+
+
+@ALGORITHMS
+@pytest.mark.parametrize(
+    "periods",
+    [(100,), (1000,), (50, 1000), (7, 100, 60_000)],
+    ids=lambda periods: "+".join(map(str, periods)),
+)
+def test_a_long_walk_goes_as_the_model_says(
+    desk: Desk, algorithm: Algorithm, periods: tuple[int, ...]
+) -> None:
+    dice = random.Random(f"{algorithm} {periods}")
+    limits = tuple(Limit(3 + 2 * place, per * MS, algorithm) for place, per in enumerate(periods))
+    clock = desk.clock
+
+    async def work() -> None:
+        limiter, model, who = limiter_on(desk.backing, "tried", *limits), Models(limits), f"u{next(numbers)}"
+        for _ in range(400):
+            clock.travel(dice.choice((0, 0, 1, 5, periods[0] // 3, periods[0], dice.choice(periods))) * MS)
+            action = dice.choice(("limit", "limit", "limit", "limit", "refund", "peek"))
+            await take(action, limiter, model, who, cost=dice.choice((1, 1, 2, 3)), at_ms=clock.at_ms)
+
+    desk.run(work())
+
+
+async def take(action: str, limiter: Limiter, model: Models, who: str, *, cost: int, at_ms: int) -> None:
+    """Do the same to the limiter and to the model, and compare what they say."""
+    match action:
+        case "limit":
+            assert told(await limiter.limit(who, cost)) == model.limit(at_ms, cost)
+        case "peek":
+            assert told(await limiter.peek(who, cost)) == model.limit(at_ms, cost, charge=False)
+        case "refund":
+            assert await limiter.refund(who, cost)
+            model.refund(at_ms, cost)
+        case _:
+            await limiter.reset(who)
+            model.clear()
 
 
 async def check_lifetimes(store: Store, model: Models, who: str, now_ms: int) -> None:
