@@ -39,11 +39,14 @@ class Charges:
         self,
         limits: RateLimits,
         *,
-        address: str,
+        address: Callable[[], str],
         user: Callable[[], str | None],
         plan: Callable[[], str | None],
     ) -> None:
-        """`user` and `plan` are asked at every charge: a part of the application may come to know them late."""
+        """`user` and `plan` are asked at every charge: a part of the application may come to know them late.
+
+        `address` is asked when something is charged: most requests of some applications never are.
+        """
         self.limits = limits
         self._address = address
         self._user = user
@@ -55,12 +58,14 @@ class Charges:
 
         Raises the refusal as a `Problem`. At most one round trip.
         """
-        who = _short(identifier or self._someone())
+        address = self._address()
+        who = _short(identifier or self._someone(address))
         before = self._made.get((limiter.name, who))
         due = cost - before.cost if before is not None else cost
         if before is not None and due <= 0:
             return before
-        charged, plan = self._listed_or(who), self._plan()
+        charged = address if self._goes_by_address(address, who) else who
+        plan = self._plan()
         decision = await limiter.limit(charged, due, plan=plan)
         charge = self._made[limiter.name, who] = Charge(limiter, charged, cost, plan, decision)
         if not decision.success:
@@ -79,16 +84,14 @@ class Charges:
             for charge in self._made.values()
         ]
 
-    def _someone(self) -> str:
+    def _someone(self, address: str) -> str:
         user = self._user()
-        return f"{_USER}{user}" if user else limited_as(self._address)
+        return f"{_USER}{user}" if user else limited_as(address)
 
-    def _listed_or(self, who: str) -> str:
-        """The address, when it is on a list and the one to be charged is not denied by name; else that one."""
+    def _goes_by_address(self, address: str, who: str) -> bool:
+        """Whether the address is on a list, and the one to be charged is not denied by name."""
         limits = self.limits
-        if limits.listed(self._address) is None or limits.listed(who) is Reason.DENIED:
-            return who
-        return self._address
+        return limits.listed(address) is not None and limits.listed(who) is not Reason.DENIED
 
 
 def _short(identifier: str) -> str:

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from fastapi import Request
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from counterseal.app import Counterseal
@@ -98,8 +98,7 @@ class RateLimitMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                now = datetime.fromtimestamp(self._now_ms() / 1000, UTC)
-                MutableHeaders(scope=message).update(quota_headers(charges.quotas, now))
+                message = self._told(message, charges)
             await send(message)
 
         try:
@@ -121,10 +120,23 @@ class RateLimitMiddleware:
             await self._limits.lists()
             self._knows_lists = True
 
+    def _told(self, message: Message, charges: Charges) -> Message:
+        """The start of an answer, which also tells what is left."""
+        quotas = charges.quotas
+        if not quotas:
+            return message
+        now = datetime.fromtimestamp(self._now_ms() / 1000, UTC)
+        told = {
+            name.lower().encode("ascii"): value.encode("ascii")
+            for name, value in quota_headers(quotas, now).items()
+        }
+        before = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in told]
+        return {**message, "headers": [*before, *told.items()]}
+
     def _charges(self, scope: Scope) -> Charges:
         return Charges(
             self._limits,
-            address=client_address(scope, self._web.trusted_proxies, header=self._web.proxy_header),
+            address=lambda: client_address(scope, self._web.trusted_proxies, header=self._web.proxy_header),
             user=lambda: self._identify(scope) if self._identify else None,
             plan=lambda: self._plan(scope) if self._plan else None,
         )

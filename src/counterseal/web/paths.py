@@ -32,12 +32,26 @@ class PathTable(Generic[_T]):
                 by_pattern[pattern] = value
         if faults:
             raise ConfigurationError(faults)
-        self._rows = sorted(by_pattern.items(), key=lambda row: _order(row[0]))
+        self._literal = {pattern: value for pattern, value in by_pattern.items() if None not in pattern}
+        self._with_names = sorted(
+            ((pattern, value) for pattern, value in by_pattern.items() if None in pattern),
+            key=lambda row: [segment is None for segment in row[0]],
+        )
+        self._depths = sorted({len(pattern) for pattern in by_pattern}, reverse=True)
 
     def find(self, path: str) -> _T | None:
         """The value of the most specific pattern; None when none fits."""
         segments = _segments(path)
-        return next((value for pattern, value in self._rows if _fits(pattern, segments)), None)
+        for depth in self._depths:
+            if depth > len(segments):
+                continue
+            above = tuple(segments[:depth])
+            if above in self._literal:
+                return self._literal[above]
+            for pattern, value in self._with_names:
+                if len(pattern) == depth and _fits(pattern, above):
+                    return value
+        return None
 
 
 def _segments(path: str) -> list[str]:
@@ -59,13 +73,5 @@ def _parsed(text: str) -> _Pattern | None:
     return tuple(pattern)
 
 
-def _order(pattern: _Pattern) -> tuple[int, list[bool]]:
-    return -len(pattern), [segment is None for segment in pattern]
-
-
-def _fits(pattern: _Pattern, segments: list[str]) -> bool:
-    if len(pattern) > len(segments):
-        return False
-    return all(
-        wanted is None or wanted == segment for wanted, segment in zip(pattern, segments, strict=False)
-    )
+def _fits(pattern: _Pattern, segments: tuple[str, ...]) -> bool:
+    return all(wanted is None or wanted == segment for wanted, segment in zip(pattern, segments, strict=True))
