@@ -23,7 +23,7 @@ from support.stores import store_on
 
 START = 1_800_000_000_000
 ALGORITHMS = pytest.mark.parametrize("algorithm", list(Algorithm), ids=str)
-PACE = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+PACE = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 numbers = count()
 
 MS = timedelta(milliseconds=1)
@@ -126,7 +126,7 @@ def test_a_long_walk_goes_as_the_model_says(
 
     async def work() -> None:
         limiter, model, who = limiter_on(desk.backing, "tried", *limits), Models(limits), f"u{next(numbers)}"
-        for _ in range(400):
+        for _ in range(250):
             clock.travel(dice.choice((0, 0, 1, 5, periods[0] // 3, periods[0], dice.choice(periods))) * MS)
             action = dice.choice(("limit", "limit", "limit", "limit", "refund", "peek"))
             await take(action, limiter, model, who, cost=dice.choice((1, 1, 2, 3)), at_ms=clock.at_ms)
