@@ -31,6 +31,7 @@ AREA = Area(
             handler="hits",
             options={"tasks": 1},
             peers=_SERVERS,
+            rounds=3,
         ),
         Case(
             name="many_100",
@@ -38,6 +39,7 @@ AREA = Area(
             unit="values/s",
             handler="many",
             peers=_SERVERS,
+            rounds=3,
         ),
         Case(
             name="near",

@@ -42,6 +42,7 @@ AREA = Area(
             unit="decisions/s",
             handler="allowed",
             options={"tasks": 1, "algorithm": "sliding_window"},
+            rounds=3,
         ),
     ),
 )

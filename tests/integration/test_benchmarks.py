@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -116,6 +117,23 @@ def test_every_target_names_a_peer_of_its_case(monkeypatch: pytest.MonkeyPatch) 
         for case in area.cases:
             names = {peer.name for peer in area.peers_of(case)} | {plan.FASTEST}
             assert {target.peer for target in case.targets} <= names
+
+
+@pytest.mark.parametrize("name", ["cache", "ratelimit"])
+def test_ours_answers_every_case_of_a_service(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    plan, runner, server = (module(monkeypatch, each) for each in ("plan", "runner", "server"))
+    area = next(area for area in plan.areas() if area.name == name)
+    core = min(os.sched_getaffinity(0))
+    options = runner.Options(server_core=core, second_core=None)
+    python = {plan.OURS.name: Path(sys.executable)}
+    with server.running(core) as running:
+        bench = runner._Bench(area, 1, running, options, python)
+        try:
+            for case in area.cases:
+                figure = runner._patient(bench, dataclasses.replace(case, seconds=0.05), plan.OURS, [])
+                assert figure == 1 if case.unit == "loads" else figure > 0, case.name
+        finally:
+            bench.close()
 
 
 @pytest.mark.parametrize(("better", "fastest", "ratio"), [("more", 10.0, 4.0), ("less", 5.0, 0.125)])
