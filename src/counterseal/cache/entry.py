@@ -70,6 +70,13 @@ def text_at(data: bytes) -> int:
     return 0 if line < 0 or not data.startswith(b"1:") or b"=" in data[FRESH_END:line] else line + 1
 
 
+def tag_names(data: bytes) -> list[bytes]:
+    """The names of the tags of a stored value, as they stand there; none of anything else that is stored."""
+    line = data.find(b"\n", FRESH_END)
+    fields = data[FRESH_END:line].split(b" ") if line > 0 else []
+    return [name for name, equals, _ in (field.partition(b"=") for field in fields) if equals]
+
+
 def unpack(data: bytes, *, key: str) -> Entry | None:
     """What is stored; None for a tombstone. Raises `CodecError` naming `key`."""
     head, line, text = data.partition(b"\n")

@@ -18,12 +18,13 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from counterseal.cache.entry import Entry, new_id
+from counterseal.cache.entry import new_id
+from counterseal.cache.looks import Look
 from counterseal.cache.result import Source
 from counterseal.cache.scripts import LEASE_MS, LONGEST_LOAD_MS, Granted, Slot, Waiting
 from counterseal.cache.wakes import Wakes
 from counterseal.core.background import end, wait_for_event
-from counterseal.core.errors import CodecError, StoreError, StoreUnavailable
+from counterseal.core.errors import StoreError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -34,21 +35,6 @@ _PROLONG_EVERY_S: Final = LEASE_MS / 1000 / 3
 _LOOK_AGAIN_S: Final = 1.0
 
 Loader = Callable[[str], Awaitable[Any]]
-
-
-class Look(msgspec.Struct, frozen=True):
-    """What was found of a value: the id that was seen, under which generations, at what time, and what counts.
-
-    `entry` is what is stored and not invalidated, however old; `fresh` whether it is within its lifetime; `fault` is
-    why what is stored can't be read.
-    """
-
-    seen: bytes
-    under: str
-    at_ms: int
-    entry: Entry | None
-    fresh: bool
-    fault: CodecError | None
 
 
 class Loaded(msgspec.Struct, frozen=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from counterseal.store.tallies import Tallies
+
 
 @dataclass(frozen=True, slots=True)
 class KindStats:
@@ -30,6 +32,26 @@ class KindStats:
         answered = self.hits + self.near + self.stale
         asked = answered + self.misses
         return answered / asked if asked else None
+
+
+class Counters:
+    """What the cache of one kind counts, and the fields that it counts as."""
+
+    __slots__ = (
+        "add", "bytes_read", "bytes_written", "degraded", "hits", "load_ms", "loads", "misses", "near", "stale"
+    )  # fmt: skip
+
+    def __init__(self, tallies: Tallies, kind: str) -> None:
+        self.add = tallies.add
+        self.hits = f"{kind}:hits"
+        self.near = f"{kind}:near"
+        self.stale = f"{kind}:stale"
+        self.misses = f"{kind}:misses"
+        self.loads = f"{kind}:loads"
+        self.load_ms = f"{kind}:load_ms"
+        self.degraded = f"{kind}:degraded"
+        self.bytes_read = f"{kind}:bytes_read"
+        self.bytes_written = f"{kind}:bytes_written"
 
 
 def by_kind(counts: Mapping[str, float], kinds: Iterable[str]) -> dict[str, KindStats]:

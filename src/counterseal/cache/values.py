@@ -6,37 +6,28 @@ import asyncio
 import logging
 import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Generic, overload
 
-from counterseal.cache.entry import (
-    FRESH_BEGIN,
-    FRESH_END,
-    GENERATION_BEGIN,
-    GENERATION_END,
-    NO_ID,
-    Entry,
-    id_of,
-    pack,
-    tagged,
-    text_at,
-    unpack,
-)
-from counterseal.cache.flights import Cargo, Flights, Look, landed
+from counterseal.cache.entry import Entry, pack, tagged
+from counterseal.cache.flights import Cargo, Flights, landed
 from counterseal.cache.function import CachedFunction, Key, Loading, P, decorate
-from counterseal.cache.generations import Generations, bump, settled
+from counterseal.cache.generations import Generations, bump
 from counterseal.cache.kind import Kind, T
-from counterseal.cache.near import Held, NearKind, Ticket
+from counterseal.cache.looks import UNSETTLED, Look, Looks
+from counterseal.cache.near import NearKind
 from counterseal.cache.result import Result, Source
 from counterseal.cache.scripts import GRACE_MS, LONGEST_LOAD_MS, Slot
-from counterseal.cache.shape import NOTHING, UNDECODED, Shape
+from counterseal.cache.shape import NOTHING, Shape
+from counterseal.cache.stats import Counters
 from counterseal.core.errors import CodecError, StoreError
 from counterseal.store.base import Store
-from counterseal.store.keys import Keys, escape
+from counterseal.store.keys import Keys
 from counterseal.store.tallies import Tallies
-from counterseal.store.wire import Command, Reply, raised
+from counterseal.store.wire import Command, raised
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +37,7 @@ JITTER: Final = 0.1
 GRACE: Final = timedelta(milliseconds=GRACE_MS)
 
 _MS: Final = timedelta(milliseconds=1)
+_COMPLAIN_EVERY_S: Final = 10.0
 _MOST_LOADS_AHEAD: Final = 20
 """Beyond so many load times before the end, the odds of an early refresh are below one in a hundred million."""
 
@@ -76,8 +68,8 @@ class KindCache(Generic[T]):
         generations: Generations,
         flights: Flights,
         tallies: Tallies,
-        near: NearKind | None = None,
-        listen: Callable[[], None] | None = None,
+        near: NearKind | None,
+        listen: Callable[[], None],
     ) -> None:
         self.kind = kind
         self.ttl = kind.ttl
@@ -87,21 +79,24 @@ class KindCache(Generic[T]):
         self._keys = keys
         self._shape = Shape(kind)
         self._generations = generations
-        self._generation_key = keys.cache_generation(kind.name)
-        self._prefix = keys.cache_values(kind.name)
         self._flights = flights
-        self._near = near
-        self._near_ms = kind.near // _MS if kind.near is not None else 0
-        self._listen = listen
+        self._counters = Counters(tallies, kind.name)
         self._add = tallies.add
+        self._near = near
+        self._looks = Looks(
+            store,
+            keys=keys,
+            kind=kind,
+            shape=self._shape,
+            generations=generations,
+            counters=self._counters,
+            near=near,
+            listen=listen,
+        )
+        self._generation_key = self._looks.generation_key
         self._swr_ms = kind.stale_while_revalidate // _MS
         self._sie_ms = kind.stale_if_error // _MS
-        self._hits, self._nears, self._misses, self._stales, self._loads, self._degraded = (
-            f"{kind.name}:{what}" for what in ("hits", "near", "misses", "stale", "loads", "degraded")
-        )
-        self._load_ms, self._bytes_in, self._bytes_out = (
-            f"{kind.name}:{what}" for what in ("load_ms", "bytes_read", "bytes_written")
-        )
+        self._complained_at = -math.inf
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -113,34 +108,21 @@ class KindCache(Generic[T]):
         near = self._near
         if near is not None:
             held = near.held.get(identifier)
+            # The way of most calls, written out.
             if held is None or held.cells or self._now_ms() >= held.until_ms:
-                held = self._take(identifier, near)
-                if held is None:
-                    return _fresh(await self._find(identifier))
-            else:
-                held.asked = True
-                self._add(self._nears)
-            return held.kept if self._shape.immutable else self._held_value(held, identifier)
-        # The way of most calls, written out; what is not as usual is left to `_judge`.
-        key = f"{self._prefix}{{{escape(identifier)}}}"
+                return _fresh(await self.find(identifier))
+            held.asked = True
+            self._add(self._counters.near)
+            return held.kept if self._shape.immutable else self._looks.held_value(held, identifier)
+        looks = self._looks
+        key = looks.key(identifier)
         reading = self._generations.read(self._generation_key)
         data = await self._store.command("GET", key)
-        if (
-            isinstance(data, bytes)
-            and reading.done()
-            and (begin := text_at(data))
-            and data[GENERATION_BEGIN:GENERATION_END] == reading.result()
-        ):
-            try:
-                if int(data[FRESH_BEGIN:FRESH_END]) > self._now_ms():
-                    value = self._shape.decode(data[begin:])
-                    self._add(self._hits)
-                    self._add(self._bytes_in, len(data))
-                    return value
-            except UNDECODED:
-                pass
-        at_ms = self._now_ms()
-        return _fresh(self._found(await self._judge(data, reading, {}, key=key, at_ms=at_ms), identifier))
+        quick = looks.quick(data, reading, 0)
+        if quick is not UNSETTLED:
+            return quick
+        look = await looks.judge(data, reading, {}, key=key, at_ms=self._now_ms())
+        return _fresh(looks.found(look, identifier))
 
     async def find(self, identifier: str) -> Result[T]:
         """The value of an identifier and where it came from: hit, near, stale or miss.
@@ -149,40 +131,24 @@ class KindCache(Generic[T]):
         one that is near. Raises as `get` does.
         """
         if self._near is not None:
-            held = self._take(identifier, self._near)
+            held = self._looks.take(identifier, self._near)
             if held is not None:
-                return Result(True, self._held_value(held, identifier), Source.NEAR)
-        return await self._find(identifier)
+                return Result(True, self._looks.held_value(held, identifier), Source.NEAR)
+        return self._looks.found(await self._looks.look(identifier, ()), identifier)
 
     async def get_many(self, identifiers: Iterable[str]) -> dict[str, T | None]:
         """The values that are there, by identifier. One round trip; two when some have tags. Raises as `get` does."""
         found: dict[str, T | None] = {}
         missing: list[str] = []
         for identifier in dict.fromkeys(identifiers):
-            held = None if self._near is None else self._take(identifier, self._near)
+            held = None if self._near is None else self._looks.take(identifier, self._near)
             if held is None:
                 missing.append(identifier)
             else:
-                found[identifier] = self._held_value(held, identifier)
-        if not missing:
-            return found
-        tickets = [self._begin(identifier) for identifier in missing]
-        looks: list[Look | None] = [None] * len(missing)
-        try:
-            reading = self._generations.read(self._generation_key)
-            at_ms = self._now_ms()
-            replies = await self._store.pipeline([("GET", self._key(identifier)) for identifier in missing])
-            judged = [
-                self._judge(raised(reply), reading, {}, key=self._key(identifier), at_ms=at_ms)
-                for identifier, reply in zip(missing, replies, strict=True)
-            ]
-            looks = list(await asyncio.gather(*judged))
-        finally:
-            for identifier, ticket, look in zip(missing, tickets, looks, strict=True):
-                self._end(identifier, ticket, look)
-        for identifier, look in zip(missing, looks, strict=True):
-            if look is not None:
-                result = self._found(look, identifier)
+                found[identifier] = self._looks.held_value(held, identifier)
+        if missing:
+            for identifier, look in zip(missing, await self._looks.look_many(missing), strict=True):
+                result = self._looks.found(look, identifier)
                 if result.source is Source.HIT:
                     found[identifier] = result.value
         return found
@@ -196,7 +162,21 @@ class KindCache(Generic[T]):
 
         See `find_or_load`, which also says where it came from.
         """
-        return (await self.find_or_load(identifier, loader, tags=tags)).value
+        if self._near is not None or tags:
+            return (await self.find_or_load(identifier, loader, tags=tags)).value
+        looks = self._looks
+        at_ms = self._now_ms()
+        key = looks.key(identifier)
+        try:
+            reading = self._generations.read(self._generation_key)
+            data = await self._store.command("GET", key)
+            quick = looks.quick(data, reading, _MOST_LOADS_AHEAD if self.kind.early_refresh else 0)
+            if quick is not UNSETTLED:
+                return quick
+            look = await looks.judge(data, reading, {}, key=key, at_ms=at_ms)
+        except StoreError as error:
+            look = error
+        return (await self._answer(look, identifier, loader, ())).value
 
     async def find_or_load(
         self, identifier: str, loader: Callable[[str], Awaitable[T | None]], *, tags: Iterable[str] = ()
@@ -216,30 +196,15 @@ class KindCache(Generic[T]):
         six when it is missing.
         """
         if self._near is not None:
-            held = self._take(identifier, self._near)
+            held = self._looks.take(identifier, self._near)
             if held is not None:
-                return Result(True, self._held_value(held, identifier), Source.NEAR)
+                return Result(True, self._looks.held_value(held, identifier), Source.NEAR)
         names = tuple(dict.fromkeys(tags))
         try:
-            look = await self.look(identifier, names)
+            look = await self._looks.look(identifier, names)
         except StoreError as error:
-            logger.warning("%s is loaded without the cache: %s", self.kind.name, error)
-            return await self._board(identifier, loader, names, None)
-        if look.fault is not None:
-            logger.warning("a stored value of %s is loaded anew: %s", self.kind.name, look.fault)
-        elif look.entry is not None:
-            result = await self._usable(look, look.entry, identifier, loader, names)
-            if result is not None:
-                return result
-        self._add(self._misses)
-        try:
-            return await self._board(identifier, loader, names, look)
-        except Exception as error:
-            if look.entry is None or isinstance(error, CodecError) or not self._is_stale(look, self._sie_ms):
-                raise
-            logger.warning("%s is answered stale, because its loader failed", self.kind.name, exc_info=error)
-            self._add(self._stales)
-            return Result(True, self._read(look.entry.text, identifier), Source.STALE)
+            look = error
+        return await self._answer(look, identifier, loader, names)
 
     async def warm(
         self,
@@ -329,12 +294,12 @@ class KindCache(Generic[T]):
             self._flights.part_with(self.kind.name, identifier)
             fresh_ms, ttl = self._lifetime(text)
             data = pack(text, generation=generation, fresh_ms=fresh_ms, load_ms=0, tags=marks)
-            commands.append(("SET", self._key(identifier), data, "PX", ttl // _MS))
-            self._add(self._bytes_out, len(data))
+            commands.append(("SET", self._looks.key(identifier), data, "PX", ttl // _MS))
+            self._add(self._counters.bytes_written, len(data))
         try:
             await self._write(commands)
         finally:
-            self._forget_near(texts)
+            self._looks.forget(texts)
 
     async def invalidate(self, identifier: str) -> bool:
         """Forget one value; whether there was one. One round trip. A load that began before does not bring it back."""
@@ -348,7 +313,7 @@ class KindCache(Generic[T]):
         try:
             gone = await asyncio.gather(*(self.slot(identifier).invalidate() for identifier in wanted))
         finally:
-            self._forget_near(wanted)
+            self._looks.forget(wanted)
         return sum(gone)
 
     async def clear(self) -> None:
@@ -367,18 +332,8 @@ class KindCache(Generic[T]):
         return Slot(self._store, self._keys, self.kind.name, identifier, self.kind.near is not None)
 
     async def look(self, identifier: str, tags: tuple[str, ...]) -> Look:
-        """What is stored, and whether it counts. `tags` are read along with it. One round trip; two for other tags."""
-        key = self._key(identifier)
-        ticket = self._begin(identifier)
-        look: Look | None = None
-        try:
-            reading = self._generations.read(self._generation_key)
-            marks = {escape(tag).encode(): self._generations.read(self._keys.cache_tag(tag)) for tag in tags}
-            at_ms = self._now_ms()
-            data = await self._store.command("GET", key)
-            return (look := await self._judge(data, reading, marks, key=key, at_ms=at_ms))
-        finally:
-            self._end(identifier, ticket, look)
+        """What is stored, and whether it counts. One round trip; two when it has other tags than these."""
+        return await self._looks.look(identifier, tags)
 
     async def generations(self, tags: tuple[str, ...]) -> tuple[bytes, tuple[bytes, ...]]:
         """What to write under: the kind's generation, and the tags with theirs. One round trip; two to make one."""
@@ -409,81 +364,48 @@ class KindCache(Generic[T]):
             cargo.token, data, seen=look.seen, ttl=ttl, before_ms=look.at_ms + LONGEST_LOAD_MS
         )
         if kept:
-            self._add(self._bytes_out, len(data))
+            self._add(self._counters.bytes_written, len(data))
         return kept
 
     def count_load(self, took_ms: int) -> None:
         """Note a load."""
-        self._add(self._loads)
-        self._add(self._load_ms, took_ms)
+        self._add(self._counters.loads)
+        self._add(self._counters.load_ms, took_ms)
 
     # -- within --------------------------------------------------------------------------------------------------
 
-    async def _find(self, identifier: str) -> Result[T]:
-        return self._found(await self.look(identifier, ()), identifier)
-
-    def _found(self, look: Look, identifier: str) -> Result[T]:
-        """The result of a look. Raises what can't be read."""
-        if look.fault is not None:
-            raise look.fault
-        entry = look.entry
-        if entry is None or not (look.fresh or self._is_stale(look, max(self._swr_ms, self._sie_ms))):
-            self._add(self._misses)
-            return Result(False, None, Source.MISS)
-        self._add(self._hits if look.fresh else self._stales)
-        self._add(self._bytes_in, len(entry.text))
-        if not look.fresh:
-            return Result(True, self._read(entry.text, identifier), Source.STALE)
-        return Result(True, self._read(entry.text, identifier), Source.HIT)
-
-    async def _judge(
+    async def _answer(
         self,
-        data: Reply,
-        reading: asyncio.Future[Reply],
-        marks: Mapping[bytes, asyncio.Future[Reply]],
-        *,
-        key: str,
-        at_ms: int,
-    ) -> Look:
-        """What a stored value is worth under the generations that are current."""
-        generation = await settled(reading)
-        current = generation if isinstance(generation, bytes) else b"-"
-        under = b",".join(
-            [
-                current,
-                *[
-                    mark if isinstance(mark := await settled(each), bytes) else b"-"
-                    for each in marks.values()
-                ],
-            ]
-        )
-        if not isinstance(data, bytes):
-            return Look(NO_ID, under.decode(), at_ms, None, False, None)
-        fault: CodecError | None = None
-        entry: Entry | None = None
+        look: Look | StoreError,
+        identifier: str,
+        loader: Callable[[str], Awaitable[T | None]],
+        tags: tuple[str, ...],
+    ) -> Result[T]:
+        """What is answered after a look: the stored value, or a loaded one."""
+        if isinstance(look, StoreError):
+            self._complain(look)
+            return await self._board(identifier, loader, tags, None)
+        if look.fault is not None:
+            logger.warning("a stored value of %s is loaded anew: %s", self.kind.name, look.fault)
+        elif look.entry is not None:
+            result = self._usable(look, look.entry, identifier, loader, tags)
+            if result is not None:
+                return result
+        self._add(self._counters.misses)
         try:
-            entry = unpack(data, key=key)
-        except CodecError as unreadable:
-            fault = unreadable
-        if entry is not None and (
-            entry.generation != current or (entry.tags and not await self._are_current(entry.tags, marks))
-        ):
-            entry = None
-        fresh = entry is not None and self._now_ms() < entry.fresh_ms
-        return Look(id_of(data), under.decode(), at_ms, entry, fresh, fault)
+            return await self._board(identifier, loader, tags, look)
+        except Exception as error:
+            if (
+                look.entry is None
+                or isinstance(error, CodecError)
+                or not self._looks.is_stale(look, self._sie_ms)
+            ):
+                raise
+            logger.warning("%s is answered stale, because its loader failed", self.kind.name, exc_info=error)
+            self._add(self._counters.stale)
+            return Result(True, self._looks.read(look.entry.text, identifier), Source.STALE)
 
-    async def _are_current(
-        self, tags: tuple[bytes, ...], marks: Mapping[bytes, asyncio.Future[Reply]]
-    ) -> bool:
-        pairs = [(name, generation) for name, _, generation in (tag.partition(b"=") for tag in tags)]
-        readings = [
-            marks[name] if name in marks else self._generations.read(self._keys.cache_tags() + name.decode())
-            for name, _ in pairs
-        ]
-        found = [await settled(reading) for reading in readings]
-        return found == [generation for _, generation in pairs]
-
-    async def _usable(
+    def _usable(
         self,
         look: Look,
         entry: Entry,
@@ -493,18 +415,18 @@ class KindCache(Generic[T]):
     ) -> Result[T] | None:
         """The stored value as an answer, perhaps refreshed in the background; None when a new one is needed."""
         fresh = look.fresh
-        if not fresh and not self._is_stale(look, self._swr_ms):
+        if not fresh and not self._looks.is_stale(look, self._swr_ms):
             return None
         try:
-            value = self._read(entry.text, identifier)
+            value = self._looks.read(entry.text, identifier)
         except CodecError as fault:
             logger.warning("a stored value of %s is loaded anew: %s", self.kind.name, fault)
             return None
         if (not fresh or self._is_due(entry)) and not self._flights.is_under_way(self.slot(identifier)):
             flight = self._flights.board(self, identifier, loader, tags, look)
             flight.add_done_callback(self._note_refresh)
-        self._add(self._hits if fresh else self._stales)
-        self._add(self._bytes_in, len(entry.text))
+        self._add(self._counters.hits if fresh else self._counters.stale)
+        self._add(self._counters.bytes_read, len(entry.text))
         return Result(True, value, Source.HIT if fresh else Source.STALE)
 
     async def _board(
@@ -516,9 +438,16 @@ class KindCache(Generic[T]):
     ) -> Result[T]:
         loaded = await landed(self._flights.board(self, identifier, loader, tags, look))
         if loaded.source is Source.DEGRADED:
-            self._add(self._degraded)
+            self._add(self._counters.degraded)
         # Each caller reads the text for itself: what one changes nobody else sees.
-        return Result(True, self._read(loaded.text, identifier), loaded.source)
+        return Result(True, self._looks.read(loaded.text, identifier), loaded.source)
+
+    def _complain(self, error: StoreError) -> None:
+        """Log that Redis does not answer, once in a while however many ask."""
+        now = time.monotonic()
+        if now - self._complained_at >= _COMPLAIN_EVERY_S:
+            self._complained_at = now
+            logger.warning("values of %s are loaded without the cache: %s", self.kind.name, error)
 
     def _note_refresh(self, flight: asyncio.Task[Any]) -> None:
         if not flight.cancelled() and (fault := flight.exception()) is not None:
@@ -537,10 +466,6 @@ class KindCache(Generic[T]):
             return False
         chance = random.random()  # noqa: S311 - spreads load, hides nothing
         return entry.load_ms * -math.log(chance or 1e-9) >= left_ms
-
-    def _is_stale(self, look: Look, window_ms: int) -> bool:
-        """Whether a value that has ended is still within a window."""
-        return look.entry is not None and self._now_ms() < look.entry.fresh_ms + window_ms
 
     def _lifetime(self, text: bytes) -> tuple[int, timedelta]:
         """When a value that is written now ends, and how long Redis keeps it."""
@@ -573,63 +498,6 @@ class KindCache(Generic[T]):
         ):
             for reply in replies:
                 raised(reply)
-
-    def _key(self, identifier: str) -> str:
-        return f"{self._prefix}{{{escape(identifier)}}}"
-
-    def _read(self, text: bytes, identifier: str) -> T | None:
-        return self._shape.read(text, self._key(identifier))
-
-    # -- near ----------------------------------------------------------------------------------------------------
-
-    def _take(self, identifier: str, near: NearKind) -> Held | None:
-        held = near.held.get(identifier)
-        if held is None or held.cells or self._now_ms() >= held.until_ms:
-            held = near.take(identifier, self._now_ms())
-            if held is None:
-                return None
-        held.asked = True
-        self._add(self._nears)
-        return held
-
-    def _held_value(self, held: Held, identifier: str) -> T | None:
-        if self._shape.immutable:
-            return held.kept
-        try:
-            return self._shape.decode(held.kept)
-        except UNDECODED:
-            return self._read(held.kept, identifier)
-
-    def _begin(self, identifier: str) -> Ticket | None:
-        if self._near is None:
-            return None
-        if self._listen is not None:
-            self._listen()
-        return self._near.begin(identifier)
-
-    def _end(self, identifier: str, ticket: Ticket | None, look: Look | None) -> None:
-        """Take what was read into memory, unless it changed while it was read."""
-        if self._near is None or ticket is None or not self._near.end(identifier, ticket):
-            return
-        if look is None or look.entry is None or not look.fresh:
-            return
-        entry = look.entry
-        try:
-            kept = self._read(entry.text, identifier) if self._shape.immutable else entry.text
-        except CodecError:
-            return  # whoever asked is told
-        self._near.put(
-            identifier,
-            kept,
-            text_bytes=len(entry.text),
-            until_ms=min(entry.fresh_ms, look.at_ms + self._near_ms),
-            tags=[tag.partition(b"=")[0] for tag in entry.tags],
-        )
-
-    def _forget_near(self, identifiers: Iterable[str]) -> None:
-        if self._near is not None:
-            for identifier in identifiers:
-                self._near.changed(identifier)
 
 
 def _fresh(result: Result[T]) -> T | None:
