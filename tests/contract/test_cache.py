@@ -235,8 +235,8 @@ async def test_a_probe_of_a_sound_cache_finds_all_three_true_and_leaves_no_value
 @pytest.mark.parametrize(
     ("refused", "expected"),
     [
-        ("-getex", (False, False, False)),
-        ("-get", (True, False, True)),
+        ("-pttl", (False, False, False)),
+        ("-get", (False, False, False)),
         ("-unlink", (True, True, False)),
         ("-exists", (True, True, False)),
         ("-set", (False, False, False)),
@@ -252,13 +252,16 @@ async def test_a_probe_says_which_operation_a_user_may_not_do(
     assert isinstance(probe.fault, CommandError)
 
 
-async def test_a_probe_whose_value_may_not_be_written_still_reads_and_deletes(
-    servers: Callable[..., Server],
+@pytest.mark.parametrize(
+    ("values", "expected"), [("%R~*", (False, True, False)), ("%W~*", (True, False, True))]
+)
+async def test_a_probe_whose_value_may_only_be_read_or_only_be_written_says_so(
+    servers: Callable[..., Server], values: str, expected: tuple[bool, bool, bool]
 ) -> None:
-    server = servers(acl=["limited on >secret resetkeys ~cs:cachegen:* %R~* &* +@all"])
+    server = servers(acl=[f"limited on >secret resetkeys ~cs:cachegen:* {values} &* +@all"])
     async with native_store(server, user="limited", password="secret") as store:
         probe = await Cache(store, keys=KEYS).probe()
-    assert (probe.set, probe.get, probe.delete) == (False, True, False)
+    assert (probe.set, probe.get, probe.delete) == expected
 
 
 async def test_a_probe_without_a_server_is_false_in_all_three(servers: Callable[..., Server]) -> None:

@@ -18,6 +18,11 @@ from counterseal.store.keys import CACHE_GENERATION_TTL
 from counterseal.store.wire import Command, Reply, raised
 
 _TTL_S: Final = CACHE_GENERATION_TTL // timedelta(seconds=1)
+_LOOK_EVERY_MS: Final = timedelta(days=7) // timedelta(milliseconds=1)
+_PROLONG_BELOW_MS: Final = timedelta(days=23) // timedelta(milliseconds=1)
+"""A write meets a generation that lives for 16 days at the least: longer than any value, its window included."""
+
+_MOST_KNOWN: Final = 10_000
 
 
 class Generations:
@@ -28,6 +33,8 @@ class Generations:
         self._counts = store.counts
         self._turn = -1
         self._reading: dict[str, asyncio.Future[Reply]] = {}
+        self._lasting: dict[str, int] = {}
+        """Until when a generation is known to live for long enough."""
 
     def read(self, key: str) -> asyncio.Future[Reply]:
         """Begin to read a generation, or join a read that has not left yet. Wait for it with `settled` only."""
@@ -43,17 +50,41 @@ class Generations:
         return future
 
     async def ensure(self, keys: Iterable[str]) -> list[bytes]:
-        """The generations to write under, each made when there is none. One round trip; two when one has to be made."""
+        """The generations to write under, each made when there is none.
+
+        One round trip; two when one has to be made, or to be prolonged, which is once a week at the most.
+        """
         return list(await asyncio.gather(*(self._ensure(key) for key in keys)))
 
     async def _ensure(self, key: str) -> bytes:
-        current = await self._store.command("GETEX", key, "EX", _TTL_S)
-        if isinstance(current, bytes):
+        current = await self._lasting_generation(key)
+        if current is not None:
             return current
         fresh = new_id()
         # Somebody else may be first: then theirs counts.
         first = await self._store.command("SET", key, fresh, "NX", "GET", "EX", _TTL_S)
         return first if isinstance(first, bytes) else fresh.encode()
+
+    async def _lasting_generation(self, key: str) -> bytes | None:
+        """A generation that lives for longer than what is written under it, prolonged only when it has to be.
+
+        To prolong it is a change, and the server would have every process drop what it keeps in memory under it.
+        """
+        now_ms = self._store.now_ms()
+        if now_ms < self._lasting.get(key, 0):
+            current = await self._store.command("GET", key)
+            return current if isinstance(current, bytes) else None
+        current, left_ms = await asyncio.gather(
+            self._store.command("GET", key), self._store.command("PTTL", key)
+        )
+        if not isinstance(current, bytes):
+            return None
+        if isinstance(left_ms, int) and left_ms < _PROLONG_BELOW_MS:
+            await self._store.command("EXPIRE", key, _TTL_S)
+        if len(self._lasting) >= _MOST_KNOWN:
+            self._lasting.clear()
+        self._lasting[key] = now_ms + _LOOK_EVERY_MS
+        return current
 
 
 async def bump(store: Store, key: str, *, channel: str | None) -> None:
