@@ -15,6 +15,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, BackgroundTasks, FastAPI, Header
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -452,6 +453,28 @@ async def test_a_handler_that_looks_for_a_cookie_and_finds_none_is_noticed_too(h
     assert house.entries() <= 1  # what says that nothing is to be kept
 
 
+async def test_a_session_that_is_read_while_the_body_is_sent_counts_too(house: House) -> None:
+    runs = 0
+
+    async def endpoint(request: Request) -> Response:
+        async def parts() -> AsyncIterator[str]:
+            yield "private to "
+            yield request.session["user"]
+
+        nonlocal runs
+        runs += 1
+        return StreamingResponse(parts())
+
+    app = Starlette(
+        routes=[Route("/", endpoint, middleware=[Middleware(house.pages())])],
+        middleware=[Middleware(Sessions)],
+    )
+    client = await house.client(app)
+    for user in ("ada", "ben"):
+        assert (await client.get("/", headers={"X-User": user})).text == f"private to {user}"
+    assert runs == 2
+
+
 async def test_a_session_that_was_read_before_the_route_keeps_it_out_from_the_start(house: House) -> None:
     class Early:
         def __init__(self, app: ASGIApp) -> None:
@@ -870,6 +893,62 @@ async def test_requests_to_two_processes_at_once_run_the_handler_once(valkey: Se
         assert gate.entered == 2
 
 
+async def test_what_nobody_waits_for_and_may_not_be_kept_is_ended(house: House) -> None:
+    entered, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        entered.set()
+        try:
+            await go_on.wait()
+            headers = [(b"cache-control", b"no-store")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    client = await house.client(house.pages()(app))
+    asking = asyncio.create_task(client.get("/"))
+    await asyncio.wait_for(entered.wait(), 5)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert not ended.is_set()
+    go_on.set()
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_a_client_that_goes_away_while_it_is_sent_what_is_not_kept_ends_the_handler(
+    house: House,
+) -> None:
+    sending, ended = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            sending.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    client = await house.client(house.pages()(app))
+    asking = asyncio.create_task(client.get("/"))
+    await asyncio.wait_for(sending.wait(), 5)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert ended.is_set()
+
+
+async def test_a_cache_that_is_closed_while_a_response_is_made_costs_no_second_run(house: House) -> None:
+    gate = Gate(lambda request: PlainTextResponse("x"))
+    client = await house.serving(gate.endpoint())
+    asking = asyncio.create_task(client.get("/"))
+    await eventually(lambda: gate.entered)
+    await house.seal.cache.close()
+    gate.opened.set()
+    assert ((await asking).text, gate.entered) == ("x", 1)
+
+
 # -- large bodies ------------------------------------------------------------------------------------------------------
 
 
@@ -921,6 +1000,55 @@ async def test_a_large_body_is_passed_on_from_the_moment_that_it_is_too_large(ho
     await asking
     assert seen[-1]["body"] == b"end"
     assert (b"cache-status", f"{MISS}; detail=too-large".encode()) in seen[0]["headers"]
+
+
+async def call(app: ASGIApp, scope: Scope) -> list[Message]:
+    """Every message of an answer."""
+    seen: list[Message] = []
+
+    async def take(message: Message) -> None:
+        seen.append(message)
+
+    await app(scope, nothing_more, take)
+    return seen
+
+
+@pytest.mark.parametrize("control", ["public", "no-store"])
+async def test_no_byte_of_a_body_is_sent_for_head(house: House, control: str) -> None:
+    page = PlainTextResponse("body", headers={"Cache-Control": control})
+    cached = house.pages()(page)
+    for _ in range(3):
+        start, *bodies = await call(cached, asked(method="HEAD"))
+        assert (b"content-length", b"4") in start["headers"]
+        assert [body["body"] for body in bodies] == [b""]
+
+
+async def test_a_request_ends_when_its_background_tasks_have_ended_and_the_answer_waits_for_none(
+    house: House,
+) -> None:
+    go_on = asyncio.Event()
+    seen: list[Message] = []
+
+    async def take(message: Message) -> None:
+        seen.append(message)
+
+    cached = house.pages()(PlainTextResponse("x", background=BackgroundTask(go_on.wait)))
+    asking = asyncio.create_task(cached(asked(), nothing_more, take))
+    await eventually(lambda: len(seen) == 2)
+    assert (await call(cached, asked()))[1]["body"] == b"x"
+    assert not asking.done()
+    go_on.set()
+    await asyncio.wait_for(asking, 5)
+
+
+async def test_a_background_task_that_fails_fails_where_it_was_begun(house: House) -> None:
+    async def fail() -> None:
+        raise RuntimeError("in the background")
+
+    cached = house.pages()(PlainTextResponse("x", background=BackgroundTask(fail)))
+    with pytest.raises(RuntimeError, match="in the background"):
+        await call(cached, asked())
+    assert (await call(cached, asked()))[1]["body"] == b"x"
 
 
 async def test_a_response_without_an_end_holds_up_nobody_and_ends_with_its_client(house: House) -> None:
@@ -985,13 +1113,7 @@ async def test_what_is_no_whole_response_is_passed_on_as_it_is_and_not_kept(
 
     cached = house.pages()(app)
     for _ in range(2):
-        seen: list[Message] = []
-
-        async def take(message: Message, seen: list[Message] = seen) -> None:
-            seen.append(message)
-
-        await cached(asked(), nothing_more, take)
-        assert seen[1:] == messages[1:]
+        assert (await call(cached, asked()))[1:] == messages[1:]
     assert runs == 2
 
 
@@ -1003,8 +1125,9 @@ async def test_a_response_too_large_for_its_kind_is_answered_once_and_not_kept(
         big = {f"X-{number}": "x" * 1000 for number in range(12)}
         counted = Counted(lambda request: PlainTextResponse("x", headers=big))
         client = await house.serving(counted.endpoint(), pages=house.pages(kind))
-        for _ in range(2):
-            assert (await client.get("/")).headers["X-3"] == "x" * 1000
+        answers = [await client.get("/") for _ in range(2)]
+        assert [answer.headers["X-3"] for answer in answers] == ["x" * 1000] * 2
+        assert told(answers[0]) == f"{MISS}; detail=too-large"
         assert counted.total == 2
 
 

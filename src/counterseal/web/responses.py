@@ -113,7 +113,6 @@ class ResponseCache:
         self._most_bytes = room if max_body_bytes is None else max_body_bytes
         self._told: set[tuple[str, str]] = set()
         self._left: set[asyncio.Task[None]] = set()
-        self._renewing: dict[str, asyncio.Task[bool]] = {}
         faults = self._rules.faults()
         if self._kind.type is not StoredResponse:
             faults.append(f"Kind {self._kind.name}: type: expected StoredResponse; came: {self._kind.type!r}")
@@ -215,21 +214,13 @@ class ResponseCache:
                 now_ms = self._now_ms()
                 if not (stored.expired(now_ms) or (stored.strict and result.source is Source.STALE)):
                     return None if stored.age_s(now_ms) > asked.most_age_s else result
-                await self._renew(asked.key)
+                # It has outlived its own headers, and the kind does not know.
+                await self._values.invalidate(asked.key)
         except _NotKeptError:
             return None
         except CountersealError as error:
             self._tell(scope, error.code)
         return None
-
-    async def _renew(self, key: str) -> None:
-        """Make a response that has outlived its own headers no longer count, once for all who found it so."""
-        task = self._renewing.get(key)
-        if task is None:
-            task = asyncio.create_task(self._values.invalidate(key), name="counterseal: end a response")
-            self._renewing[key] = task
-            task.add_done_callback(lambda _: self._renewing.pop(key, None))
-        await asyncio.shield(task)
 
     async def _give(
         self, stored: StoredResponse, source: Source, send: Send, asked: Asked, *, own: bool
