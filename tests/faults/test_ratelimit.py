@@ -1,0 +1,261 @@
+"""Rate limits when much happens at once, and when Redis does not answer, dies or comes back empty."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from counterseal.core.errors import StoreUnavailable, UnknownName
+from counterseal.ratelimit.decision import Decision, Reason
+from counterseal.ratelimit.limit import Algorithm, Limit
+from counterseal.ratelimit.policy import Elsewhere, Policy, WithoutRedis
+from counterseal.ratelimit.service import RateLimits
+from counterseal.store.base import Store
+from counterseal.store.keys import Keys
+from counterseal.store.link import LinkOptions
+from support.processes import kill_process, start_process
+from support.servers import Server
+from support.stores import native_store, store_on, travel
+from support.waiting import eventually
+
+KEYS = Keys()
+MINUTE = timedelta(minutes=1)
+HAMMER = Path(__file__).with_name("ratelimit_hammer.py")
+PROMPT = LinkOptions(command_timeout=timedelta(milliseconds=200), connect_timeout=timedelta(seconds=5))
+POLICIES = (
+    Policy("open", (Limit(6, MINUTE),)),
+    Policy("closed", (Limit(6, MINUTE),), WithoutRedis.CLOSED),
+    Policy("several", (Limit(4, MINUTE), Limit(6, timedelta(hours=1)))),
+)
+
+
+@asynccontextmanager
+async def limits_on(
+    server: Server, *, processes: int = 1, elsewhere: dict[str, Elsewhere] | None = None
+) -> AsyncIterator[tuple[RateLimits, Store]]:
+    async with native_store(server, options=PROMPT) as store:
+        limits = RateLimits(store, keys=KEYS, policies=POLICIES, processes=processes, elsewhere=elsewhere)
+        yield limits, store
+        await limits.close()
+
+
+async def test_eight_processes_together_never_exceed_a_limit_by_one(valkey: Server, tmp_path: Path) -> None:
+    """The period is so long that meanwhile nothing comes back, in a bucket less than one."""
+    count = 301
+    logs = [tmp_path / f"{number}.log" for number in range(8)]
+    arguments = [sys.executable, str(HAMMER), valkey.url, str(count), "20"]
+    processes = [start_process(arguments, log, tmp_path) for log in logs]
+
+    def all_say(word: str) -> bool:
+        return all(word in log.read_text() for log in logs)
+
+    try:
+        await eventually(lambda: all_say("ready"), within=60)
+        valkey.execute("RPUSH", "go", *["now"] * 8)
+        await eventually(lambda: all_say("done"), within=60)
+    finally:
+        for process in processes:
+            kill_process(process)
+    told = [re.findall(r"allowed (\w+) (\d+)", log.read_text()) for log in logs]
+    allowed = {
+        algorithm: sum(int(number) for each in told for name, number in each if name == algorithm)
+        for algorithm in Algorithm
+    }
+    assert allowed == dict.fromkeys(Algorithm, count)
+
+
+async def test_an_open_limiter_goes_on_with_what_this_process_had_counted(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        await start_of_a_window(store)
+        limiter = limits.limiter("open")
+        assert [(await limiter.limit("ada")).remaining for _ in range(4)] == [5, 4, 3, 2]
+        valkey.kill()
+        degraded = [await limiter.limit("ada") for _ in range(3)]
+        assert [(d.success, d.remaining, d.reason) for d in degraded] == [
+            (True, 1, Reason.ALLOWED),
+            (True, 0, Reason.ALLOWED),
+            (False, 0, Reason.LIMITED),
+        ]
+        assert all(decision.degraded for decision in degraded)
+        refused = degraded[-1]
+        assert refused.retry_after is not None
+        travel(store, refused.retry_after)
+        assert (await limiter.limit("ada")).success
+        assert limits.totals["open"].degraded == 4
+
+
+async def test_each_process_allows_its_share_while_redis_is_away_and_at_least_one(valkey: Server) -> None:
+    async with limits_on(valkey, processes=3) as (limits, store):
+        await start_of_a_window(store)
+        valkey.kill()
+        decisions = [await limits.limiter("open").limit("ada") for _ in range(3)]
+        assert [(d.success, d.limit) for d in decisions] == [(True, 2), (True, 2), (False, 2)]
+        assert [(await limits.limiter("several").limit("ada")).success for _ in range(2)] == [True, False]
+        too_much = await limits.limiter("open").limit("bob", 5)
+        assert (too_much.success, too_much.degraded) == (False, True)
+        never = await limits.limiter("open").limit("bob", 7)
+        assert (never.success, never.retry_after) == (False, None)
+        assert (await limits.limiter("open").peek("eve")).degraded
+        assert (await limits.limiter("open").peek("eve")).remaining == 2
+
+
+async def test_auth_and_totp_are_closed_until_somebody_counts_elsewhere(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, _):
+        valkey.kill()
+        for limiter in (limits.auth, limits.totp, limits.limiter("closed")):
+            decision = await limiter.limit("ada")
+            assert (decision.success, decision.reason, decision.degraded) == (False, Reason.UNAVAILABLE, True)
+            assert (decision.remaining, decision.retry_after) == (0, None)
+            assert (await limiter.peek("ada")).reason is Reason.UNAVAILABLE
+        for limiter in (limits.api, limits.email, limits.pdf_generation, limits.verification):
+            assert (await limiter.limit("ada")).success
+
+
+async def test_what_is_counted_elsewhere_decides_and_is_closed_when_that_fails_too(valkey: Server) -> None:
+    asked: list[tuple[str, str, int]] = []
+    answers: list[Decision | Exception | None] = [
+        Decision(True, 10, 9, datetime.now(UTC), None, Reason.ALLOWED),
+        Decision(False, 10, 0, datetime.now(UTC), MINUTE, Reason.LIMITED),
+        None,
+        RuntimeError("the database is away"),
+    ]
+
+    async def elsewhere(name: str, identifier: str, cost: int) -> Decision | None:
+        asked.append((name, identifier, cost))
+        answer = answers[len(asked) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with limits_on(valkey, elsewhere={"auth": elsewhere}) as (limits, _):
+        assert (await limits.auth.limit("ada")).remaining == 9
+        assert asked == []
+        valkey.kill()
+        found = [await limits.auth.limit("ada", 1 + place) for place in range(4)]
+        assert asked == [("auth", "ada", 1), ("auth", "ada", 2), ("auth", "ada", 3), ("auth", "ada", 4)]
+        assert [decision.reason for decision in found] == [
+            Reason.ALLOWED,
+            Reason.LIMITED,
+            Reason.UNAVAILABLE,
+            Reason.UNAVAILABLE,
+        ]
+        assert all(decision.degraded for decision in found)
+
+
+async def test_elsewhere_for_a_limiter_that_does_not_exist_is_refused(valkey: Server) -> None:
+    async def elsewhere(name: str, identifier: str, cost: int) -> Decision | None: ...
+
+    async with store_on(valkey) as store:
+        with pytest.raises(UnknownName, match="no limiter is named 'atuh'"):
+            RateLimits(store, keys=KEYS, elsewhere={"atuh": elsewhere})
+
+
+@pytest.mark.every_loop
+async def test_a_frozen_server_delays_a_few_calls_and_then_none_until_it_is_back(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        loop = asyncio.get_running_loop()
+        await limits.api.limit("ada")
+        valkey.freeze()
+        began = loop.time()
+        for _ in range(50):
+            decision = await limits.api.limit("ada")
+            assert (decision.success, decision.degraded) == (True, True)
+        assert loop.time() - began < 5
+        valkey.thaw()
+
+        async def well() -> bool:
+            return not (await limits.api.limit("bob")).degraded
+
+        await eventually(well, within=60)
+        assert store.available
+
+
+async def test_a_restarted_empty_server_counts_anew_and_blocks_are_asked_about_again(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        await start_of_a_window(store)
+        limiter = limits.limiter("closed")
+        await limiter.limit("ada", 6)
+        await eventually(lambda: reason_is(limits, Reason.BLOCKED))
+        valkey.kill()
+        # Nobody may hear now that it is lifted, so nobody is blocked: the limiter says what it says without Redis.
+        await eventually(lambda: reason_is(limits, Reason.UNAVAILABLE))
+        valkey.start()
+        await eventually(lambda: reason_is(limits, Reason.ALLOWED), within=60)
+
+
+async def reason_is(limits: RateLimits, reason: Reason) -> bool:
+    return (await limits.limiter("closed").limit("ada")).reason is reason
+
+
+async def test_a_refund_and_a_reset_say_when_redis_did_not_take_them(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        await start_of_a_window(store)
+        limiter = limits.limiter("open")
+        await limiter.limit("ada", 6)
+        valkey.kill()
+        assert (await limiter.limit("ada")).success is False
+        assert await limiter.refund("ada") is False
+        assert (await limiter.limit("ada")).success is True
+        with pytest.raises(StoreUnavailable):
+            await limiter.reset("ada")
+
+
+async def test_a_server_that_refuses_writes_is_an_outage_that_is_logged_once(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    valkey.execute("SET", KEYS.rate_limit("open", "sliding_log", 60_000, "ada"), "text", "PX", 60_000)
+    async with store_on(valkey) as store:
+        policy = Policy("open", (Limit(6, MINUTE, Algorithm.SLIDING_LOG),))
+        limits = RateLimits(store, keys=KEYS, policies=[policy])
+        for _ in range(3):
+            assert (await limits.limiter("open").limit("ada")).degraded
+        await limits.close()
+    complaints = [record.message for record in caplog.records if "rate" in record.name]
+    assert complaints == ["Redis refuses the calls of the limiter open: WRONGTYPE"]
+
+
+async def test_rules_nobody_can_read_are_logged_and_do_not_count(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = KEYS.live("ratelimits")
+    bad = {
+        "limits:api": b"1:[]",
+        "limits:auth": b'1:[{"count":0,"per_ms":60000,"algorithm":"gcra"}]',
+        "limits:email": b'1:[{"count":1,"per_ms":60000,"algorithm":"leaky"}]',
+        "limits:totp": b"\xff\x00",
+        "limits:nobody": b'1:[{"count":1,"per_ms":60000,"algorithm":"gcra"}]',
+        "list:ada": b'1:"maybe"',
+        "list:10.0.0.1%2F8": b'1:"deny"',
+        "colour:red": b"1:1",
+    }
+    for field, value in bad.items():
+        valkey.execute("HSET", key, field, value)
+    valkey.execute(
+        "HSET", key, "limits:verification", b'1:[{"count":3,"per_ms":1000,"algorithm":"gcra","burst":null}]'
+    )
+    valkey.execute("HSET", key, "", "version")
+    async with limits_on(valkey) as (limits, _):
+        assert (await limits.api.limit("ada")).limit == 100
+        assert (await limits.verification.limit("ada")).limit == 3
+        assert [limiter.limits() for limiter in (limits.auth, limits.email, limits.totp)] == [
+            limiter.policy.limits for limiter in (limits.auth, limits.email, limits.totp)
+        ]
+    assert (
+        sum(
+            "does not count" in record.message or "does not know" in record.message
+            for record in caplog.records
+        )
+        == 7
+    )
+
+
+async def start_of_a_window(store: Store) -> None:
+    """Move to where an hour has just begun, so that no window ends in the middle of a test."""
+    travel(store, timedelta(milliseconds=3_600_000 - store.now_ms() % 3_600_000))
