@@ -196,6 +196,42 @@ async def test_a_whole_application_can_be_kept_and_those_outside_still_see_the_r
     assert routes == ["/now/{number}", None]
 
 
+async def test_around_a_whole_fastapi_application_nothing_is_kept(house: House) -> None:
+    runs = Counter[str]()
+    app = FastAPI(middleware=[Middleware(house.pages())])
+
+    @app.get("/")
+    async def page() -> int:
+        runs["page"] += 1
+        return 1
+
+    client = await house.client(app)
+    assert told(await client.get("/")) == f"{MISS}; detail=read"
+    await client.get("/")
+    assert runs["page"] == 2
+
+
+async def test_a_response_in_the_memory_of_the_process_is_forgotten_like_any_other(
+    valkey: Server, tmp_path: Path
+) -> None:
+    kind = Kind("page", timedelta(minutes=5), type=StoredResponse, near=timedelta(minutes=1))
+    async with house_on(valkey, tmp_path, kind) as house:
+        counted = Counted()
+        pages = house.pages(kind)
+        client = await house.serving(counted.endpoint(), pages=pages)
+        for _ in range(3):
+            assert (await client.get("/")).text == "run 1"
+
+        async def is_near() -> bool:
+            await client.get("/")
+            return house.seal.cache.near_bytes > 0
+
+        await eventually(is_near)
+        assert counted.total == 1
+        await pages.invalidate("/")
+        assert (await client.get("/")).text == "run 2"
+
+
 async def test_a_small_stream_is_kept_whole(house: House) -> None:
     async def parts() -> AsyncIterator[bytes]:
         for number in range(10):

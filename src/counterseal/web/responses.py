@@ -17,7 +17,7 @@ A response that depends on who asks is kept only by a cache that keeps an entry 
 
 ::
 
-    mine = ResponseCache(seal, kind=PAGES, personal=lambda scope: scope["state"].get("user_id"))
+    mine = ResponseCache(seal, kind=PAGES, personal=lambda scope: scope.get("state", {}).get("user_id"))
 """
 
 from __future__ import annotations
