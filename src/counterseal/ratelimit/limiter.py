@@ -34,6 +34,8 @@ LONGEST_IDENTIFIER: Final = 1024
 """Bytes of UTF-8 that an identifier may have."""
 
 _COMPLAIN_EVERY_MS: Final = 60_000
+_ALLOWED: Final = Reason.ALLOWED
+_BLOCKED: Final = Reason.BLOCKED
 
 
 @dataclass(slots=True)
@@ -66,12 +68,16 @@ class Limiter:
         self._version = 0
         self._lifts = 0
         self._complained_ms = 0
+        self._reset_ms, self._reset = (
+            0,
+            _at(0),
+        )  # the last one told: most are the same, and making one takes long
         self._now_ms = backing.store.now_ms
         self._command = backing.store.command
         self._tally = backing.tallies.add
         self._allowed, self._refused = f"{self.name}:allowed", f"{self.name}:refused"
         self._blocked, self._degraded = f"{self.name}:blocked", f"{self.name}:degraded"
-        self._note_refused = backing.refused.add
+        self._note_refused = backing.refused.of(self.name).add
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -92,9 +98,9 @@ class Limiter:
             until_ms, refusal = block
             if now_ms < until_ms:
                 self._tally(self._blocked)
-                self._note_refused(self.name, identifier)
+                self._note_refused(identifier)
                 wait = timedelta(0, 0, (until_ms - now_ms) * 1000)
-                return Decision(False, refusal.limit, refusal.remaining, refusal.reset, wait, Reason.BLOCKED)
+                return Decision(False, refusal.limit, refusal.remaining, refusal.reset, wait, _BLOCKED)
             del subject.blocks[cost]
         if subject.fixed is not None or cost.__class__ is not int or not 0 < cost <= subject.most:
             return await self._special(subject, identifier, cost, now_ms)
@@ -121,7 +127,9 @@ class Limiter:
         for window in subject.windows:
             window.charge(now_ms, cost)
         self._tally(self._allowed)
-        return Decision(True, limit, remaining, _at(reset_ms), None, Reason.ALLOWED)
+        if reset_ms != self._reset_ms:
+            self._reset_ms, self._reset = reset_ms, _at(reset_ms)
+        return Decision(True, limit, remaining, self._reset, None, _ALLOWED)
 
     async def peek(self, identifier: str, cost: int = 1, *, plan: str | None = None) -> Decision:
         """What `limit` would answer; nothing is charged or counted. One round trip.
@@ -333,7 +341,7 @@ class Limiter:
 
     def _count_refused(self, decision: Decision, identifier: str) -> Decision:
         self._tally(self._refused)
-        self._note_refused(self.name, identifier)
+        self._note_refused(identifier)
         return decision
 
     def _complain(self, error: StoreError, now_ms: int) -> None:

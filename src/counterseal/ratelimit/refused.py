@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -22,6 +23,28 @@ _MOST_COUNTED: Final = 10_000
 _HOUR: Final = timedelta(hours=1)
 
 
+class Ranking:
+    """The refusals of one limiter since the last flush."""
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self.counts: dict[str, int] = {}
+        self._begin = begin
+
+    def add(self, identifier: str) -> None:
+        """Count a refusal. No round trip."""
+        try:
+            self.counts[identifier] += 1
+        except KeyError:
+            if len(self.counts) < _MOST_COUNTED:
+                self.counts[identifier] = 1
+            self._begin()
+
+    def take(self) -> dict[str, int]:
+        """What was counted, of which nothing is left here."""
+        counts, self.counts = self.counts, {}
+        return counts
+
+
 class Refused:
     """Counts refusals in memory and adds them to Redis every few seconds.
 
@@ -34,24 +57,21 @@ class Refused:
         self._store = store
         self._keys = keys
         self._period_s = period.total_seconds()
-        self._counts: dict[str, dict[str, int]] = {}
+        self._rankings: dict[str, Ranking] = {}
         self._background = Background()
         self._running = False
         self._flushing = asyncio.Lock()
 
-    def add(self, name: str, identifier: str) -> None:
-        """Count a refusal. No round trip."""
-        try:
-            self._counts[name][identifier] += 1
-        except KeyError:
-            self._begin(name, identifier)
+    def of(self, name: str) -> Ranking:
+        """Where the refusals of a limiter are counted."""
+        return self._rankings.setdefault(name, Ranking(self._begin))
 
     async def flush(self) -> None:
         """Send what was counted. One round trip for each limiter, all at once. A fault of Redis is not raised."""
         async with self._flushing:
             if not self._store.available:
                 return
-            counted, self._counts = self._counts, {}
+            counted = {name: ranking.take() for name, ranking in self._rankings.items() if ranking.counts}
             hour = _hour_of(self._store.now_ms())
             await asyncio.gather(*(self._send(name, hour, counts) for name, counts in counted.items()))
 
@@ -65,7 +85,7 @@ class Refused:
             replies = await self._store.pipeline(
                 [("ZRANGE", key, 0, MOST_REFUSED - 1, "REV", "WITHSCORES") for key in keys]
             )
-            total: Counter[str] = Counter(self._counts.get(name, {}))
+            total: Counter[str] = Counter(self.of(name).counts)
         for reply in replies:
             flat = raised(reply)
             parts = [part for part in (flat if isinstance(flat, list) else []) if isinstance(part, bytes)]
@@ -78,10 +98,7 @@ class Refused:
         await self._background.close()
         await self.flush()
 
-    def _begin(self, name: str, identifier: str) -> None:
-        counts = self._counts.setdefault(name, {})
-        if len(counts) < _MOST_COUNTED:
-            counts[identifier] = 1
+    def _begin(self) -> None:
         if not self._running:
             self._running = True
             self._background.keep("count the refused", self._run)

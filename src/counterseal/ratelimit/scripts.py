@@ -25,6 +25,10 @@ _CHARGE: Final[Mapping[Algorithm, Script]] = MappingProxyType(
 _REFUND: Final[Mapping[Algorithm, Script]] = MappingProxyType(
     {algorithm: load_script(_PACKAGE, f"refund_{algorithm.value}") for algorithm in Algorithm}
 )
+_SCALED: Final = frozenset({Algorithm.SLIDING_WINDOW, Algorithm.TOKEN_BUCKET, Algorithm.GCRA})
+_TURNS: Final[Mapping[Algorithm, int]] = MappingProxyType(
+    {Algorithm.FIXED_WINDOW: 1, Algorithm.SLIDING_WINDOW: 2}
+)
 _RESET: Final = load_script(_PACKAGE, "reset")
 _REFUSED: Final = load_script(_PACKAGE, "refused")
 
@@ -47,20 +51,21 @@ class Charge:
     count: int
     full: int
     """The first limit's capacity, times its period."""
+    unit: int
+    """What a script's answer is divided by to be what remains."""
+    turns: int
+    """How many windows later it is whole again, for the algorithms that have windows."""
     keys: tuple[str, ...]
     head: tuple[Argument, ...]
     tail: tuple[str, ...]
 
     def allowed(self, now_ms: int, room: int) -> tuple[int, int]:
         """What remains of the only limit, and when it is whole again, by what its script answered."""
-        algorithm, per_ms = self.algorithm, self.per_ms
-        if algorithm is Algorithm.SLIDING_WINDOW:
-            return room // per_ms, (now_ms // per_ms + 2) * per_ms
-        if algorithm is Algorithm.FIXED_WINDOW:
-            return room, (now_ms // per_ms + 1) * per_ms
-        if algorithm is Algorithm.SLIDING_LOG:
-            return room, now_ms + per_ms
-        return room // per_ms, now_ms - (room - self.full) // self.count
+        if self.turns:
+            return room // self.unit, (now_ms // self.per_ms + self.turns) * self.per_ms
+        if self.unit == 1:
+            return room, now_ms + self.per_ms
+        return room // self.unit, now_ms - (room - self.full) // self.count
 
     async def retry(self, store: Store, now_ms: int, cost: int) -> Reply:
         """Charge on a server that does not know the script. One round trip."""
@@ -101,8 +106,17 @@ def charge_of(keys: Keys, name: str, limits: Sequence[Limit], identifier: str) -
             tail.append(str(limit.capacity))
     head = ("EVALSHA", _CHARGE[algorithm].sha, str(len(counted)), *counted)
     first = limits[0]
-    full = first.capacity * first.per_ms
-    return Charge(algorithm, first.per_ms, first.count, full, counted, head, tuple(tail))
+    return Charge(
+        algorithm,
+        first.per_ms,
+        first.count,
+        first.capacity * first.per_ms,
+        first.per_ms if algorithm in _SCALED else 1,
+        _TURNS.get(algorithm, 0),
+        counted,
+        head,
+        tuple(tail),
+    )
 
 
 def counted_keys(keys: Keys, name: str, limits: Sequence[Limit], identifier: str) -> tuple[str, ...]:
