@@ -44,6 +44,8 @@ def not_modified(request: Mapping[str, str], *, etag: str, last_modified: str | 
         if condition.strip() == "*":
             return True
         return etag.removeprefix("W/") in {tag.removeprefix("W/") for tag in entity_tags(condition)}
-    since = http_date(request.get("if-modified-since", ""))
-    changed = http_date(last_modified or "")
+    asked = request.get("if-modified-since")
+    if asked is None or last_modified is None:
+        return False
+    since, changed = http_date(asked), http_date(last_modified)
     return since is not None and changed is not None and changed <= since
