@@ -35,6 +35,7 @@ class Changes:
         self._tags = keys.cache_tags()
         self._background = Background()
         self._begun = False
+        self._losses = 0
 
     def begin(self) -> None:
         """Start to listen, in the background."""
@@ -63,16 +64,19 @@ class Changes:
 
     async def _hear(self) -> None:
         prefixes = (*self._values, self._generations, self._tags)
+        # A connection may be lost before this task hears that it came; its replacement is told of by `_changed(None)`.
+        losses = self._losses
         try:
             async with self._store.track(*prefixes, on_change=self._changed, on_loss=self._lost):
-                self._memory.active = True
+                self._memory.active = losses == self._losses
                 await asyncio.Event().wait()
         except CommandError as refusal:
             logger.debug("the server does not tell of changes (%s): they are published", refusal)
         async with self._store.subscribe(
             self._channel, limit=_WAITING_MESSAGES, on_loss=self._lost
         ) as messages:
-            self._changed(None)
+            if losses == self._losses:
+                self._changed(None)
             async for message in messages:
                 self._changed(message.data.decode() if isinstance(message, Message) else None)
 
@@ -95,5 +99,6 @@ class Changes:
                 memory.kinds[name].changed(unquote(rest.removesuffix("}")))
 
     def _lost(self) -> None:
+        self._losses += 1
         self._memory.active = False
         self._memory.flush()
