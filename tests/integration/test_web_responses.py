@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, BackgroundTasks, FastAPI, Header
+from fastapi import APIRouter, BackgroundTasks, Cookie, FastAPI, Header
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
@@ -555,6 +555,40 @@ async def test_a_header_that_fastapi_hands_over_must_be_declared(house: House) -
         assert (await declared.get("/", headers={"X-API-Key": key})).json() == key
     assert runs["page"] == 5
     assert (await declared.get("/")).status_code == 422
+
+
+async def test_a_cookie_keeps_out_what_was_made_from_it_and_nothing_else(house: House) -> None:
+    runs = Counter[str]()
+    app = FastAPI(middleware=[Middleware(Sessions)])
+    app.router.route_class = house.pages().route_class
+
+    @app.get("/public")
+    async def public() -> str:
+        runs["public"] += 1
+        return "for all"
+
+    @app.get("/cookie")
+    async def cookie(session: str = Cookie()) -> str:
+        runs["cookie"] += 1
+        return session
+
+    @app.get("/request")
+    async def by_request(request: Request) -> str | None:
+        runs["request"] += 1
+        return request.cookies.get("session")
+
+    @app.get("/session")
+    async def by_session(request: Request) -> str:
+        runs["session"] += 1
+        return request.session["user"]
+
+    client = await house.client(app)
+    for user in ("ada", "ben", "ada"):
+        headers = {"Cookie": f"session={user}", "X-User": user}
+        assert (await client.get("/public", headers=headers)).json() == "for all"
+        for path in ("/cookie", "/request", "/session"):
+            assert (await client.get(path, headers=headers)).json() == user
+    assert runs == {"public": 1, "cookie": 3, "request": 3, "session": 3}
 
 
 NEVER: dict[str, dict[str, str]] = {
