@@ -265,3 +265,22 @@ def test_the_largest_numbers_are_exact(desk: Desk, algorithm: Algorithm) -> None
             assert told(await limiter.limit(who, cost)) == model.limit(clock.at_ms, cost)
 
     desk.run(work())
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.TOKEN_BUCKET, Algorithm.GCRA], ids=str)
+def test_what_takes_longer_to_come_back_than_a_calendar_has_is_told_by_its_last_second(
+    desk: Desk, algorithm: Algorithm
+) -> None:
+    burst = 2**52 // 86_400_000
+    limiter = limiter_on(desk.backing, "tried", Limit(1, 86_400_000 * MS, algorithm, burst))
+
+    async def work() -> None:
+        who = f"u{next(numbers)}"
+        assert (await limiter.limit(who, burst)).reset.year == 9999
+        refused = await limiter.limit(who, burst)
+        assert refused.retry_after == burst * timedelta(days=1)
+        left_ms = await desk.store.command("PTTL", KEYS.rate_limit("tried", algorithm.value, 86_400_000, who))
+        assert isinstance(left_ms, int)
+        assert left_ms > burst * 86_400_000
+
+    desk.run(work())

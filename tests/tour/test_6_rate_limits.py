@@ -5,10 +5,9 @@ A limiter counts for each identifier, for all processes together. Refusal is a v
 
 from datetime import timedelta
 
-from counterseal import Counterseal
+from counterseal import Counterseal, Limit, Policy
 from counterseal.ratelimit.decision import Reason
-from counterseal.ratelimit.limit import Algorithm, Limit
-from counterseal.ratelimit.policy import Policy
+from counterseal.ratelimit.limit import Algorithm
 from support.servers import Server
 
 MINUTE = timedelta(minutes=1)

@@ -34,6 +34,9 @@ LONGEST_IDENTIFIER: Final = 1024
 """Bytes of UTF-8 that an identifier may have."""
 
 _COMPLAIN_EVERY_MS: Final = 60_000
+_LAST_MS: Final = (
+    253_402_300_799_000  # the last second that a datetime has; a burst may take longer to come back
+)
 _ALLOWED: Final = Reason.ALLOWED
 _BLOCKED: Final = Reason.BLOCKED
 
@@ -371,7 +374,7 @@ def _fixed(decision: Decision, now_ms: int) -> Decision:
 
 
 def _at(at_ms: int) -> datetime:
-    return datetime.fromtimestamp(at_ms / 1000, UTC)
+    return datetime.fromtimestamp(min(at_ms, _LAST_MS) / 1000, UTC)
 
 
 def _check_cost(cost: object) -> None:

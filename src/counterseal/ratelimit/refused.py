@@ -60,6 +60,7 @@ class Refused:
         self._rankings: dict[str, Ranking] = {}
         self._background = Background()
         self._running = False
+        self._closed = False
         self._flushing = asyncio.Lock()
 
     def of(self, name: str) -> Ranking:
@@ -95,11 +96,12 @@ class Refused:
 
     async def close(self) -> None:
         """Send what was counted last. At most one round trip for each limiter. Safe to call twice."""
+        self._closed = True
         await self._background.close()
         await self.flush()
 
     def _begin(self) -> None:
-        if not self._running:
+        if not self._running and not self._closed:
             self._running = True
             self._background.keep("count the refused", self._run)
 

@@ -211,7 +211,8 @@ class RateLimits:
         """Read the rules and begin to listen, once."""
         if self._backing.begun:
             return
-        await self._live.ready()
+        if not self._closed:
+            await self._live.ready()
         async with self._beginning:
             if not self._backing.begun and not self._closed:
                 self._on_rules()
