@@ -129,6 +129,21 @@ async def test_two_processes_load_a_missing_value_once(cache: Cache, other: Cach
     assert values[1] == {"n": 1}
 
 
+async def test_the_first_load_of_a_kind_and_of_a_tag_is_one_as_well(cache: Cache, other: Cache) -> None:
+    """Their generations are made by it, and who comes a moment later sees others than who came before."""
+    loader = Loader({"n": 1})
+    loader.go_on.clear()
+    first = asyncio.create_task(cache.documents.get_or_load("d", loader, tags=["new"]))
+    await loader.began.wait()
+    others = [
+        asyncio.create_task(one.documents.get_or_load("d", loader, tags=["new"])) for one in (cache, other)
+    ]
+    await other.documents.get("x")
+    loader.go_on.set()
+    assert await asyncio.gather(first, *others) == [{"n": 1}] * 3
+    assert loader.calls == 1
+
+
 async def test_what_a_loader_raises_reaches_everybody_and_is_not_kept(cache: Cache) -> None:
     loader = Loader({"n": 1})
     loader.fault = RuntimeError("no database")

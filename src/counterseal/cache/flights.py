@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from counterseal.cache.entry import new_id
-from counterseal.cache.looks import Look
+from counterseal.cache.looks import ABSENT, Look
 from counterseal.cache.result import Source
 from counterseal.cache.scripts import LEASE_MS, LONGEST_LOAD_MS, Granted, Slot, Waiting
 from counterseal.cache.wakes import Wakes
@@ -170,6 +170,12 @@ class Flights:
         """Get the lease, or the value that somebody else loaded meanwhile."""
         token = new_id()
         told: asyncio.Event | None = None
+        if ABSENT in look.under:
+            # Who comes a moment later sees the generations that this load makes, and must not take it for another's.
+            await place.generations(tags)
+            look = await place.look(slot.identifier, tags)
+            if look.fresh and look.entry is not None:
+                return Loaded(look.entry.text, Source.HIT)
         async with AsyncExitStack() as stack:
             while True:
                 claim, (generation, tagged) = await asyncio.gather(

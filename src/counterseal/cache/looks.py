@@ -36,6 +36,12 @@ from counterseal.store.wire import Reply, raised
 _MS: Final = timedelta(milliseconds=1)
 
 
+ABSENT: Final = "-"
+"""Stands in `Look.under` for a generation that there is not."""
+
+_ABSENT: Final = ABSENT.encode()
+
+
 class Look(msgspec.Struct, frozen=True):
     """What was found of a value: the id that was seen, under which generations, at what time, and what counts.
 
@@ -168,9 +174,9 @@ class Looks(Generic[T]):
     ) -> Look:
         """What a stored value is worth under the generations that are current."""
         generation = await settled(reading)
-        current = generation if isinstance(generation, bytes) else b"-"
+        current = generation if isinstance(generation, bytes) else _ABSENT
         others = [await settled(mark) for mark in marks.values()]
-        under = b",".join((current, *(mark if isinstance(mark, bytes) else b"-" for mark in others)))
+        under = b",".join((current, *(mark if isinstance(mark, bytes) else _ABSENT for mark in others)))
         if not isinstance(data, bytes):
             return Look(NO_ID, under.decode(), at_ms, None, False, None)
         fault: CodecError | None = None
