@@ -92,7 +92,7 @@ class Refused:
             parts = [part for part in (flat if isinstance(flat, list) else []) if isinstance(part, bytes)]
             for identifier, score in zip(parts[::2], parts[1::2], strict=True):
                 total[identifier.decode("utf-8", "replace")] += round(float(score))
-        return total.most_common(count)
+        return sorted(total.items(), key=lambda found: (-found[1], found[0]))[:count]
 
     async def close(self) -> None:
         """Send what was counted last. At most one round trip for each limiter. Safe to call twice."""
