@@ -20,6 +20,7 @@ from counterseal.ratelimit.service import RateLimits
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
 from counterseal.store.link import LinkOptions
+from counterseal.store.wire import Argument, Reply
 from support.processes import kill_process, start_process
 from support.servers import Server
 from support.stores import native_store, store_on, travel
@@ -188,6 +189,27 @@ async def test_a_restarted_empty_server_counts_anew_and_blocks_are_asked_about_a
         await eventually(lambda: reason_is(limits, Reason.UNAVAILABLE))
         valkey.start()
         await eventually(lambda: reason_is(limits, Reason.ALLOWED), within=60)
+
+
+async def test_a_refusal_that_is_lifted_while_its_answer_is_on_the_way_blocks_nobody(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        await start_of_a_window(store)
+        limiter = limits.limiter("closed")
+        await limiter.limit("ada", 6)
+        await limiter.limit("bob", 6)
+        await eventually(lambda: reason_is(limits, Reason.BLOCKED))  # so it hears
+        ask = limiter._command
+
+        async def slow(*arguments: Argument) -> Reply:
+            answer = await ask(*arguments)
+            limiter.lift("bob")  # the message of a refund that comes before this answer
+            return answer
+
+        limiter._command = slow
+        assert (await limiter.limit("bob")).reason is Reason.LIMITED
+        limiter._command = ask
+        assert (await limiter.limit("bob")).reason is Reason.LIMITED
+        assert (await limiter.limit("bob")).reason is Reason.BLOCKED
 
 
 async def reason_is(limits: RateLimits, reason: Reason) -> bool:
