@@ -88,6 +88,7 @@ class Limiter:
         """Whether this identifier may go on; if so, `cost` is charged. One round trip.
 
         Without one: somebody on a list, and somebody whom this process refused lately and who can't be allowed yet.
+        The first call of a service takes one more, which reads the rules.
         `plan` chooses limits of the policy; one that has none of its own has everybody's. Raises `ConfigurationError`
         with field, expectation and value for a cost that is not a whole number of at least 1, and for an identifier
         that is not text of 1 to 1024 bytes. It does not raise when Redis does not answer.

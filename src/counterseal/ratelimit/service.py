@@ -162,7 +162,7 @@ class RateLimits:
         return self._rules.listed(who)
 
     async def lists(self) -> dict[str, Reason]:
-        """Everybody who is listed, and how. No round trip after the first call of this object."""
+        """Everybody who is listed, and how. At most one round trip, at the first call of this object."""
         await self._begin()
         return self._rules.lists
 
