@@ -1,9 +1,10 @@
 """Entry: a cached value as it is stored, with what decides whether it still counts.
 
-`1:<id> <generation> <fresh_ms> <load_ms> <tag>=<generation>…` and, after a line break, the JSON text of the value. The
-first three have fixed places, of 16, 16 and 13 characters. The id is new with every write. A tombstone, `1:<id>` and a
-line break, stands where a value was invalidated: whoever loaded before it finds another id than it saw, and its late
-fill is refused. A script reads the id by its place.
+`1:<id> <generation> <fresh_ms> <load_ms>`, then a space and `<tag>=<generation>` for each tag, and after a line break
+the JSON text of the value. All but the tags have fixed places, of 16, 16, 13 and 9 characters, so that most reads need
+no parsing. The id is new with every write. A tombstone, `1:<id>` and a line break, stands for a value that was
+invalidated: whoever loaded before it finds another id than it saw, and its late fill is refused. Scripts read the id by
+its place.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ GENERATION_BEGIN: Final = 19
 GENERATION_END: Final = 35
 FRESH_BEGIN: Final = 36
 FRESH_END: Final = 49
+LOAD_BEGIN: Final = 50
+LOAD_END: Final = 59
+TEXT_BEGIN: Final = 60
+"""Where the text begins when there are no tags."""
+
+_LONGEST_LOAD_MS: Final = 999_999_999
 NO_ID: Final = b""
 """The id that is seen where nothing is stored."""
 
@@ -50,7 +57,12 @@ def id_of(data: bytes | None) -> bytes:
 
 def pack(text: bytes, *, generation: bytes, fresh_ms: int, load_ms: int, tags: Iterable[bytes]) -> bytes:
     """The bytes to store for the JSON text of a value. Tags are made by `tagged`."""
-    head = b"1:%b %b %013d %d" % (new_id().encode(), generation, fresh_ms, load_ms)
+    head = b"1:%b %b %013d %09d" % (
+        new_id().encode(),
+        generation,
+        fresh_ms,
+        min(load_ms, _LONGEST_LOAD_MS),
+    )
     return b" ".join((head, *tags)) + b"\n" + text
 
 
@@ -64,16 +76,15 @@ def tagged(tag: str, generation: bytes) -> bytes:
     return quote(tag, safe="").encode() + b"=" + generation
 
 
-def text_at(data: bytes) -> int:
-    """Where the text of a value without tags begins; 0 for anything else that is stored."""
-    line = data.find(b"\n", FRESH_END)
-    return 0 if line < 0 or not data.startswith(b"1:") or b"=" in data[FRESH_END:line] else line + 1
+def is_plain(data: bytes) -> bool:
+    """Whether this is a value without tags, as far as its places tell: everything is where it should be."""
+    return data[LOAD_END:TEXT_BEGIN] == b"\n" and data.startswith(b"1:")
 
 
 def tag_names(data: bytes) -> list[bytes]:
     """The names of the tags of a stored value, as they stand there; none of anything else that is stored."""
-    line = data.find(b"\n", FRESH_END)
-    fields = data[FRESH_END:line].split(b" ") if line > 0 else []
+    line = data.find(b"\n", LOAD_END)
+    fields = data[LOAD_END:line].split(b" ") if line > 0 else []
     return [name for name, equals, _ in (field.partition(b"=") for field in fields) if equals]
 
 

@@ -15,11 +15,14 @@ from counterseal.cache.entry import (
     FRESH_END,
     GENERATION_BEGIN,
     GENERATION_END,
+    LOAD_BEGIN,
+    LOAD_END,
     NO_ID,
+    TEXT_BEGIN,
     Entry,
     id_of,
+    is_plain,
     tag_names,
-    text_at,
     unpack,
 )
 from counterseal.cache.generations import Generations, settled
@@ -90,7 +93,8 @@ class Looks(Generic[T]):
         self._shape = shape
         self._generations = generations
         self._counters = counters
-        self._add = counters.add
+        self._add, self._hits, self._bytes_read = counters.add, counters.hits, counters.bytes_read
+        self._decode = shape.decode
         self._near_ms = kind.near // _MS if kind.near is not None else 0
         self._listen = listen
         self._stale_ms = max(kind.stale_while_revalidate, kind.stale_if_error) // _MS
@@ -148,19 +152,19 @@ class Looks(Generic[T]):
 
         It is not as usual either within so many load times before the end, when a new value may be due.
         """
-        if not (isinstance(data, bytes) and reading.done() and (begin := text_at(data))):
+        if not (isinstance(data, bytes) and is_plain(data) and reading.done()):
             return UNSETTLED
         if data[GENERATION_BEGIN:GENERATION_END] != reading.result():
             return UNSETTLED
         try:
             left_ms = int(data[FRESH_BEGIN:FRESH_END]) - self._now_ms()
-            if left_ms <= 0 or (loads_ahead and left_ms < loads_ahead * int(data[FRESH_END:begin])):
+            if left_ms <= 0 or (loads_ahead and left_ms < loads_ahead * int(data[LOAD_BEGIN:LOAD_END])):
                 return UNSETTLED
-            value = self._shape.decode(data[begin:])
+            value = self._decode(data[TEXT_BEGIN:])
         except UNDECODED:
             return UNSETTLED
-        self._add(self._counters.hits)
-        self._add(self._counters.bytes_read, len(data) - begin)
+        self._add(self._hits)
+        self._add(self._bytes_read, len(data) - TEXT_BEGIN)
         return value
 
     async def judge(
