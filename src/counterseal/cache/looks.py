@@ -37,6 +37,7 @@ from counterseal.store.keys import Keys, escape
 from counterseal.store.wire import Reply, raised
 
 _MS: Final = timedelta(milliseconds=1)
+_MANY: Final = 500
 
 
 ABSENT: Final = "-"
@@ -121,15 +122,20 @@ class Looks(Generic[T]):
         finally:
             self._end(identifier, ticket, look)
 
-    async def look_many(self, identifiers: Sequence[str]) -> list[Look]:
-        """The looks of several values. One round trip; two when some have tags."""
+    async def find_many(self, identifiers: Sequence[str]) -> dict[str, T | None]:
+        """The values that are there and fresh, by identifier. One round trip; two when some have tags."""
         tickets = [self._begin(identifier) for identifier in identifiers]
         looks: Sequence[Look | None] = [None] * len(identifiers)
+        found: dict[str, T | None] = {}
         try:
             reading = self._generations.read(self.generation_key)
             at_ms = self._now_ms()
             keys = [self.key(identifier) for identifier in identifiers]
-            replies = await self._store.pipeline([("GET", key) for key in keys])
+            replies = await self._fetch(keys)
+            if self.near is None:
+                quick = [self.quick(reply, reading, 0) for reply in replies]
+            else:
+                quick = [UNSETTLED] * len(replies)
             # Their tags are read together, and each once.
             marks = {
                 name: self._generations.read(self._tags + name.decode())
@@ -137,15 +143,27 @@ class Looks(Generic[T]):
                     name for reply in replies if isinstance(reply, bytes) for name in tag_names(reply)
                 )
             }
-            found = [
-                await self.judge(raised(reply), reading, marks, key=key, at_ms=at_ms)
-                for key, reply in zip(keys, replies, strict=True)
+            looks = [
+                await self.judge(reply, reading, marks, key=key, at_ms=at_ms) if value is UNSETTLED else None
+                for value, key, reply in zip(quick, keys, replies, strict=True)
             ]
-            looks = found
-            return found
         finally:
             for identifier, ticket, look in zip(identifiers, tickets, looks, strict=True):
                 self._end(identifier, ticket, look)
+        for identifier, value, look in zip(identifiers, quick, looks, strict=True):
+            if value is not UNSETTLED:
+                found[identifier] = value
+            elif look is not None and (result := self.found(look, identifier)).source is Source.HIT:
+                found[identifier] = result.value
+        return found
+
+    async def _fetch(self, keys: Sequence[str]) -> list[Reply]:
+        """What is stored under keys. One round trip."""
+        if self._store.server.mode == "cluster":
+            return [raised(reply) for reply in await self._store.pipeline([("GET", key) for key in keys])]
+        parts = [keys[first : first + _MANY] for first in range(0, len(keys), _MANY)]
+        replies = await self._store.pipeline([("MGET", *part) for part in parts])
+        return [reply for part in replies for reply in _listed(part)]
 
     def quick(self, data: Reply, reading: asyncio.Future[Reply], loads_ahead: int) -> T | Unsettled | None:
         """The value of most reads, straight away; `UNSETTLED` where anything is not as usual, for `judge` to say.
@@ -276,3 +294,10 @@ class Looks(Generic[T]):
         if self.near is not None:
             for identifier in identifiers:
                 self.near.changed(identifier)
+
+
+def _listed(reply: Reply) -> list[Reply]:
+    found = raised(reply)
+    if not isinstance(found, list):
+        raise CodecError("the answer to MGET is no list")
+    return found

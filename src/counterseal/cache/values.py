@@ -94,6 +94,9 @@ class KindCache(Generic[T]):
             listen=listen,
         )
         self._generation_key = self._looks.generation_key
+        self._near_held = None if near is None else near.held
+        self._near_field = self._counters.near
+        self._immutable = self._shape.immutable
         self._swr_ms = kind.stale_while_revalidate // _MS
         self._sie_ms = kind.stale_if_error // _MS
         self._complained_at = -math.inf
@@ -105,15 +108,15 @@ class KindCache(Generic[T]):
 
         No round trip for a value that is near. Raises `CodecError` naming the key when what is stored can't be read.
         """
-        near = self._near
-        if near is not None:
-            held = near.held.get(identifier)
+        near_held = self._near_held
+        if near_held is not None:
+            held = near_held.get(identifier)
             # The way of most calls, written out.
             if held is None or held.cells or self._now_ms() >= held.until_ms:
                 return _fresh(await self.find(identifier))
             held.asked = True
-            self._add(self._counters.near)
-            return held.kept if self._shape.immutable else self._looks.held_value(held, identifier)
+            self._add(self._near_field)
+            return held.kept if self._immutable else self._looks.held_value(held, identifier)
         looks = self._looks
         key = looks.key(identifier)
         reading = self._generations.read(self._generation_key)
@@ -137,7 +140,10 @@ class KindCache(Generic[T]):
         return self._looks.found(await self._looks.look(identifier, ()), identifier)
 
     async def get_many(self, identifiers: Iterable[str]) -> dict[str, T | None]:
-        """The values that are there, by identifier. One round trip; two when some have tags. Raises as `get` does."""
+        """The values that are there, by identifier. One round trip; two when some have tags; none when all are near.
+
+        Raises as `get` does.
+        """
         found: dict[str, T | None] = {}
         missing: list[str] = []
         for identifier in dict.fromkeys(identifiers):
@@ -147,10 +153,7 @@ class KindCache(Generic[T]):
             else:
                 found[identifier] = self._looks.held_value(held, identifier)
         if missing:
-            for identifier, look in zip(missing, await self._looks.look_many(missing), strict=True):
-                result = self._looks.found(look, identifier)
-                if result.source is Source.HIT:
-                    found[identifier] = result.value
+            found.update(await self._looks.find_many(missing))
         return found
 
     # -- loading -------------------------------------------------------------------------------------------------
@@ -158,7 +161,9 @@ class KindCache(Generic[T]):
     async def get_or_load(
         self, identifier: str, loader: Callable[[str], Awaitable[T | None]], *, tags: Iterable[str] = ()
     ) -> T | None:
-        """The value of an identifier, loaded when it is missing. One round trip when it is there, else at most six.
+        """The value of an identifier, loaded when it is missing. One round trip when it is there, else three.
+
+        At most eight when the server knows neither the scripts nor a generation of the kind.
 
         See `find_or_load`, which also says where it came from.
         """
@@ -192,8 +197,8 @@ class KindCache(Generic[T]):
         stored value that can't be read is logged and loaded anew. Raises `CodecError` when the loader's value is not
         one of this kind; one that is too large is logged and not kept.
 
-        One round trip when it is there, two when it has tags that were not named here; none when it is near; at most
-        six when it is missing.
+        One round trip when it is there, two when it has tags that were not named here; none when it is near; three when
+        it is missing, but at most eight when the server knows neither the scripts nor a generation of the kind.
         """
         if self._near is not None:
             held = self._looks.take(identifier, self._near)
@@ -217,8 +222,9 @@ class KindCache(Generic[T]):
     ) -> Warmed:
         """Load what is missing of some values, so many at once. A failing load is logged and counted.
 
-        `progress` is called with how many are done and how many there are. One round trip, then at most five for
-        every value that is missing. Raises `StoreUnavailable` when Redis does not answer at the beginning.
+        `progress` is called with how many are done and how many there are. One round trip, then at most eight for
+        every value that is missing, as a rule three. Raises `StoreUnavailable` when Redis does not answer at the
+        beginning.
         """
         wanted = list(dict.fromkeys(identifiers))
         names = tuple(tags)

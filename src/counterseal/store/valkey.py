@@ -67,7 +67,8 @@ class NativeStore(Store):
 
     def pipeline(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
         for command in commands:
-            check(command)
+            if command[0] not in PLAIN:
+                check(command)
         return self.link.send_many(commands)
 
     def transaction(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
