@@ -52,39 +52,43 @@ class Generations:
     async def ensure(self, keys: Iterable[str]) -> list[bytes]:
         """The generations to write under, each made when there is none.
 
-        One round trip; two when one has to be made, or to be prolonged, which is once a week at the most.
+        One round trip; two when one has to be made, or to be prolonged, which is once a week at the most. To prolong
+        one is a change, and the server would have every process drop what it keeps in memory under it.
         """
-        return list(await asyncio.gather(*(self._ensure(key) for key in keys)))
-
-    async def _ensure(self, key: str) -> bytes:
-        current = await self._lasting_generation(key)
-        if current is not None:
-            return current
-        fresh = new_id()
-        # Somebody else may be first: then theirs counts.
-        first = await self._store.command("SET", key, fresh, "NX", "GET", "EX", _TTL_S)
-        return first if isinstance(first, bytes) else fresh.encode()
-
-    async def _lasting_generation(self, key: str) -> bytes | None:
-        """A generation that lives for longer than what is written under it, prolonged only when it has to be.
-
-        To prolong it is a change, and the server would have every process drop what it keeps in memory under it.
-        """
+        wanted = list(keys)
         now_ms = self._store.now_ms()
-        if now_ms < self._lasting.get(key, 0):
-            current = await self._store.command("GET", key)
-            return current if isinstance(current, bytes) else None
-        current, left_ms = await asyncio.gather(
-            self._store.command("GET", key), self._store.command("PTTL", key)
+        unsure = [key for key in wanted if now_ms >= self._lasting.get(key, 0)]
+        replies = await self._store.pipeline(
+            [*(("GET", key) for key in wanted), *(("PTTL", key) for key in unsure)]
         )
-        if not isinstance(current, bytes):
-            return None
-        if isinstance(left_ms, int) and left_ms < _PROLONG_BELOW_MS:
-            await self._store.command("EXPIRE", key, _TTL_S)
-        if len(self._lasting) >= _MOST_KNOWN:
+        found: dict[str, bytes] = {}
+        for key, reply in zip(wanted, replies, strict=False):
+            if isinstance(current := raised(reply), bytes):
+                found[key] = current
+        missing = [key for key in wanted if key not in found]
+        short = [
+            key
+            for key, reply in zip(unsure, replies[len(wanted) :], strict=True)
+            if key in found and isinstance(reply, int) and reply < _PROLONG_BELOW_MS
+        ]
+        if missing or short:
+            found.update(await self._make(missing, short))
+        if len(self._lasting) > _MOST_KNOWN:
             self._lasting.clear()
-        self._lasting[key] = now_ms + _LOOK_EVERY_MS
-        return current
+        self._lasting.update(dict.fromkeys(unsure, now_ms + _LOOK_EVERY_MS))
+        return [found[key] for key in wanted]
+
+    async def _make(self, missing: list[str], short: list[str]) -> dict[str, bytes]:
+        """Make generations, and prolong others. One round trip. Returns those that were missing."""
+        fresh = {key: new_id() for key in missing}
+        commands: list[Command] = [("SET", key, fresh[key], "NX", "GET", "EX", _TTL_S) for key in missing]
+        commands += [("EXPIRE", key, _TTL_S) for key in short]
+        replies = [raised(reply) for reply in await self._store.pipeline(commands)]
+        # Somebody else may have been first: then theirs counts.
+        return {
+            key: first if isinstance(first, bytes) else fresh[key].encode()
+            for key, first in zip(missing, replies, strict=False)
+        }
 
 
 async def bump(store: Store, key: str, *, channel: str | None) -> None:

@@ -161,9 +161,10 @@ class KindCache(Generic[T]):
     async def get_or_load(
         self, identifier: str, loader: Callable[[str], Awaitable[T | None]], *, tags: Iterable[str] = ()
     ) -> T | None:
-        """The value of an identifier, loaded when it is missing. One round trip when it is there, else three.
+        """The value of an identifier, loaded when it is missing.
 
-        At most eight when the server knows neither the scripts nor a generation of the kind.
+        One round trip when it is there, none when it is near, else three; at most eight when the server knows neither
+        the scripts nor a generation of the kind.
 
         See `find_or_load`, which also says where it came from.
         """
