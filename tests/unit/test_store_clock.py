@@ -24,8 +24,8 @@ class Machine:
     def wall_ms(self) -> int:
         return SERVER_MS + self.passed_ms + self.skew_ms
 
-    def steady_ms(self) -> int:
-        return self.boot_ms + self.passed_ms
+    def steady_ns(self) -> int:
+        return (self.boot_ms + self.passed_ms) * 1_000_000
 
 
 def server_time(machine: Machine, *, travel_ms: int = 0):

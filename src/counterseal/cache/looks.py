@@ -247,7 +247,7 @@ class Looks(Generic[T]):
     def take(self, identifier: str, near: NearKind) -> Held | None:
         """What is near of a value and counts."""
         held = near.held.get(identifier)
-        if held is None or held.cells or self._now_ms() >= held.until_ms:
+        if held is None or self._now_ms() >= held.quick_until_ms:
             held = near.take(identifier, self._now_ms())
             if held is None:
                 return None

@@ -35,13 +35,15 @@ class TagCell:
 class Held:
     """A value in memory: its text, or the value itself where nobody can change it."""
 
-    __slots__ = ("asked", "cells", "kept", "size", "until_ms")
+    __slots__ = ("asked", "cells", "kept", "quick_until_ms", "size", "until_ms")
 
     def __init__(self, kept: Any, until_ms: int, size: int, cells: tuple[TagCell, ...]) -> None:
         self.kept = kept
         self.until_ms = until_ms
         self.size = size
         self.cells = cells
+        self.quick_until_ms = 0 if cells else until_ms
+        """Until when it counts without another look: its tags have to be looked at."""
         self.asked = False
 
 

@@ -112,7 +112,7 @@ class KindCache(Generic[T]):
         if near_held is not None:
             held = near_held.get(identifier)
             # The way of most calls, written out.
-            if held is None or held.cells or self._now_ms() >= held.until_ms:
+            if held is None or self._now_ms() >= held.quick_until_ms:
                 return _fresh(await self.find(identifier))
             held.asked = True
             self._add(self._near_field)

@@ -56,7 +56,7 @@ class Breaker:
         """One call failed for lack of an answer. Opens the breaker when it is the last of too many."""
         if self.refusing:
             return
-        now = self._clock.steady_ms()
+        now = self._clock.steady_ns() // 1_000_000
         self._failures.append(now)
         window_ms = self.policy.window.total_seconds() * 1000
         if len(self._failures) == self.policy.failures and now - self._failures[0] <= window_ms:

@@ -25,8 +25,8 @@ class StoreClock:
 
     def __init__(self, machine: Clock | None = None) -> None:
         self._machine = machine or SystemClock()
-        self._steady_ms = self._machine.steady_ms
-        self._offset_ms = self._machine.wall_ms() - self._machine.steady_ms()
+        self._steady_ns = self._machine.steady_ns
+        self._offset_ms = self._machine.wall_ms() - self._steady_ns() // 1_000_000
         self._travelled_ms = 0
         self._ahead_ms = self._offset_ms
         """How far the time that is told is ahead of the steady counter."""
@@ -36,7 +36,7 @@ class StoreClock:
 
     def now_ms(self) -> int:
         """The server's time now. A reading that has grown too old (the machine slept) asks for a new one."""
-        steady_ms = self._steady_ms()
+        steady_ms = self._steady_ns() // 1_000_000
         if steady_ms >= self._old_from_ms:
             self._stale.set()
         return steady_ms + self._ahead_ms
@@ -44,7 +44,7 @@ class StoreClock:
     @property
     def skew_ms(self) -> int:
         """How far this machine's wall clock is ahead of the server's, in milliseconds."""
-        return self._machine.wall_ms() - (self._machine.steady_ms() + self._offset_ms)
+        return self._machine.wall_ms() - (self._steady_ns() // 1_000_000 + self._offset_ms)
 
     def travel(self, by: timedelta) -> None:
         """Move this clock forward. For tests: what is stored and judged against this clock ages without waiting."""
@@ -58,9 +58,9 @@ class StoreClock:
         """
         quickest: int | None = None
         for _ in range(2):
-            before = self._machine.steady_ms()
+            before = self._steady_ns() // 1_000_000
             seconds, micros = await time()
-            after = self._machine.steady_ms()
+            after = self._steady_ns() // 1_000_000
             if quickest is None or after - before < quickest:
                 quickest = after - before
                 self._offset_ms = seconds * 1000 + micros // 1000 - (before + after) // 2
