@@ -11,14 +11,14 @@ import msgspec.inspect
 
 from counterseal.cache.kind import Kind
 from counterseal.core.codec import from_text, from_text_as, to_text
-from counterseal.core.errors import CodecError, ValueTooLarge
+from counterseal.core.errors import CodecError, ConfigurationError, ValueTooLarge
 
 _T = TypeVar("_T")
 
 NOTHING: Final = b"null"
 """The text that stands for None: looked for, and not there."""
 
-UNDECODED: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+UNDECODED: Final = (msgspec.MsgspecError, ValueError, RecursionError, TypeError)
 
 _SCALARS: Final = (
     msgspec.inspect.NoneType,
@@ -39,14 +39,17 @@ _SCALARS: Final = (
 
 
 class Shape(Generic[_T]):
-    """Writes and reads the values of one kind. Every error names the kind or the key, and the path in the value."""
+    """Writes and reads the values of one kind. Every error names the kind or the key, and the path in the value.
+
+    Raises `ConfigurationError` when msgspec can't decode the kind's type.
+    """
 
     def __init__(self, kind: Kind[_T]) -> None:
         self._kind = kind
         self.immutable: bool = kind.type is not None and _is_immutable(kind.type)
         """Whether one object may be handed to every caller, because nobody can change it."""
         expected: Any = dict[str, Any] if kind.type is None else kind.type
-        self.decode: Callable[[bytes], _T] = msgspec.json.Decoder(expected).decode
+        self.decode: Callable[[bytes], _T] = _decoder(kind.name, expected)
         """The value of most texts, straight away. Where it raises one of `UNDECODED`, `read` has the last word."""
         self.read: Callable[[bytes, str], _T | None] = self._reader()
         """The value of a text, and the key to name when it can't be read: `CodecError`."""
@@ -116,7 +119,10 @@ class Shape(Generic[_T]):
             return read_object
 
         def read_typed(text: bytes, key: str) -> _T | None:
-            return None if text == NOTHING else from_text_as(text, expected, key=key)
+            try:
+                return None if text == NOTHING else from_text_as(text, expected, key=key)
+            except TypeError as fault:  # a list in a set, and the like
+                raise CodecError(f"a stored value of {kind.name} can't be read: {fault}", key=key) from fault
 
         return read_typed
 
@@ -129,6 +135,15 @@ class Shape(Generic[_T]):
         elif isinstance(value, list):
             for index, item in enumerate(cast("list[object]", value)):
                 self._check_members(item, f"{path}[{index}]")
+
+
+def _decoder(name: str, expected: Any) -> Callable[[bytes], Any]:
+    try:
+        return msgspec.json.Decoder(expected).decode
+    except TypeError as fault:
+        raise ConfigurationError(
+            f"Kind {name}: type: expected a type that msgspec decodes; came: {expected!r} ({fault})"
+        ) from fault
 
 
 def _place(value: object, path: str) -> str:
