@@ -1,17 +1,22 @@
 """counterseal inside an application of your own: `uvicorn --app-dir examples own_application:app`.
 
-The application keeps a profile in the cache, and has counterseal's health and metrics below /counterseal.
+The application keeps profiles in the cache and the page of prices as a whole response, limits how often it may be
+asked, and has counterseal's health and metrics below /counterseal.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
-from fastapi import FastAPI, HTTPException
+from fastapi import APIRouter, Depends, FastAPI, HTTPException
 
-from counterseal import Counterseal
-from counterseal.web import create_app
+from counterseal import Counterseal, Kind
+from counterseal.web import RateLimitMiddleware, ResponseCache, StoredResponse, create_app, limited
 
-seal = Counterseal.open()
+PAGES = Kind("page", timedelta(minutes=1), type=StoredResponse, stale_if_error=timedelta(hours=1))
+
+seal = Counterseal.open(kinds=[PAGES])
+pages = ResponseCache(seal, kind=PAGES)
 
 
 @asynccontextmanager
@@ -22,6 +27,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(lifespan=lifespan)
 app.mount("/counterseal", create_app(seal))
+app.add_middleware(RateLimitMiddleware, seal=seal, routes={"/profiles": "api"})
+public = APIRouter(route_class=pages.route_class)
 
 
 @app.put("/profiles/{user_id}")
@@ -35,3 +42,16 @@ async def get_profile(user_id: str) -> dict[str, object]:
     if profile is None:
         raise HTTPException(404)
     return {**profile}
+
+
+@app.post("/profiles/{user_id}/mail", dependencies=[Depends(limited("email"))])
+async def mail_profile(user_id: str) -> dict[str, str]:
+    return {"job": await seal.jobs.enqueue("email", {"to": user_id})}
+
+
+@public.get("/prices")
+async def get_prices() -> dict[str, int]:
+    return {"envelope": 2, "seal": 5}  # asked of the database once a minute
+
+
+app.include_router(public)

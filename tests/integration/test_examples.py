@@ -41,6 +41,13 @@ with TestClient(app) as client:
     assert client.put("/profiles/ada", params={"name": "Ada"}).status_code == 200
     assert client.get("/profiles/ada").json() == {"name": "Ada"}
     assert client.get("/counterseal/api/health/redis").json()["status"] == "healthy"
+    assert client.get("/profiles/ada").headers["X-RateLimit-Limit"] == "100"
+    mails = [client.post("/profiles/ada/mail").status_code for _ in range(21)]
+    assert mails == [200] * 20 + [429]
+    first, again = client.get("/prices"), client.get("/prices")
+    assert first.json() == again.json() == {"envelope": 2, "seal": 5}
+    assert "hit" in again.headers["Cache-Status"]
+    assert client.get("/prices", headers={"If-None-Match": again.headers["ETag"]}).status_code == 304
 """
 
 
