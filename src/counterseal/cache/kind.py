@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final, Generic, Literal, TypeAlias
+from typing import Any, Final, Generic, Literal, TypeAlias, cast
 
 from typing_extensions import TypeVar
 
@@ -61,7 +61,7 @@ class Kind(Generic[T]):
     max_value_bytes: int = MAX_VALUE_BYTES
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not (isinstance(cast("object", self.name), str) and _NAME.fullmatch(self.name)):
             raise ConfigurationError(
                 f"Kind.name: expected up to 64 small letters, digits and '_'; came: {self.name!r}"
             )
@@ -72,16 +72,20 @@ class Kind(Generic[T]):
             self._check("negative_ttl", self.negative_ttl, _MS, LONGEST_TTL)
         if self.near is not None:
             self._check("near", self.near, _MS, LONGEST_TTL)
-        if self.max_value_bytes < 1:
-            raise ConfigurationError(
-                f"Kind {self.name}: max_value_bytes: expected at least 1; came: {self.max_value_bytes}"
-            )
+        if self.owner not in {None, "user", "domain"}:
+            raise self._fault("owner", "'user', 'domain' or None", self.owner)
+        if not isinstance(cast("object", self.refused), frozenset):
+            raise self._fault("refused", "a frozenset of names", self.refused)
+        if not isinstance(cast("object", self.max_value_bytes), int) or self.max_value_bytes < 1:
+            raise self._fault("max_value_bytes", "a whole number of at least 1", self.max_value_bytes)
 
-    def _check(self, field: str, value: timedelta, least: timedelta, most: timedelta) -> None:
-        if not least <= value <= most:
-            raise ConfigurationError(
-                f"Kind {self.name}: {field}: expected from {_written(least)} to {_written(most)}; came: {value}"
-            )
+    def _check(self, field: str, value: object, least: timedelta, most: timedelta) -> None:
+        if not (isinstance(value, timedelta) and least <= value <= most):
+            raise self._fault(field, f"a timedelta from {_written(least)} to {_written(most)}", value)
+
+    def _fault(self, field: str, expected: str, came: object) -> ConfigurationError:
+        shown = came if isinstance(came, timedelta) else repr(came)
+        return ConfigurationError(f"Kind {self.name}: {field}: expected {expected}; came: {shown}")
 
 
 USER_PROFILES: Final = Kind[JsonObject]("user_profile", timedelta(minutes=15), owner="user")
