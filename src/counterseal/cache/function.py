@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Generic, ParamSpec, Protocol, TypeAlias, TypeVar
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeAlias, TypeVar, overload
 
 from counterseal.core.errors import ConfigurationError
 
 P = ParamSpec("P")
+_Q = ParamSpec("_Q")
 _T = TypeVar("_T")
 
 Loading: TypeAlias = Callable[P, Awaitable[_T | None]]
@@ -57,16 +59,32 @@ class CachedFunction(Generic[P, _T]):
         """Forget the answer to these arguments; whether there was one. One round trip."""
         return await self._cache.invalidate(self._identifier(*args, **kwargs))
 
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Self: ...
+
+    @overload
+    def __get__(
+        self: CachedFunction[Concatenate[Any, _Q], _T], instance: object, owner: type | None = None
+    ) -> CachedFunction[_Q, _T]: ...
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        """A function of a class is one of its instances: its first argument is given."""
+        if instance is None:
+            return self
+        key = None if self._key is None else MethodType(self._key, instance)
+        function: Callable[..., Awaitable[_T | None]] = MethodType(self._function, instance)
+        return CachedFunction[..., _T](self._cache, function, key=key, tags=self._tags)
+
     def _identifier(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        given: tuple[object, ...] = (*args, *kwargs.values())
         if self._key is not None:
-            return self._key(*args, **kwargs)
-        (identifier,) = (*args, *kwargs.values())
-        if not isinstance(identifier, str):
+            given = (self._key(*args, **kwargs),)
+        if len(given) != 1 or not isinstance(given[0], str):
+            came = ", ".join(type(each).__name__ for each in given) or "nothing"
             raise TypeError(
-                f"a cached function takes an identifier as str, and a {type(identifier).__name__} came; "
-                "give key= to make one"
+                f"a cached function takes an identifier as str, and {came} came; give key= to make one"
             )
-        return identifier
+        return given[0]
 
 
 def decorate(
@@ -75,8 +93,18 @@ def decorate(
     """A cached function. Raises `ConfigurationError` when its arguments make no identifier."""
     if not inspect.iscoroutinefunction(function):
         raise ConfigurationError("cached: expected an async function")
-    if key is None and len(inspect.signature(function).parameters) != 1:
+    if key is None and not _takes_an_identifier(function):
         raise ConfigurationError(
             "cached: expected a function with one argument, the identifier; with others, key= makes one of them"
         )
     return CachedFunction(cache, function, key=key, tags=tags)
+
+
+def _takes_an_identifier(function: Callable[..., Any]) -> bool:
+    parameters = list(inspect.signature(function).parameters.values())
+    if parameters and parameters[0].name == "self":
+        del parameters[0]
+    return len(parameters) == 1 and (
+        parameters[0].default is inspect.Parameter.empty
+        and parameters[0].kind not in {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    )
