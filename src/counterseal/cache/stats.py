@@ -13,7 +13,7 @@ class KindStats:
     """Counts of one kind. `hits` are answers from Redis, `near` from memory, `stale` after their lifetime.
 
     `misses` found nothing that counts, `loads` asked the loader, for `load_ms` milliseconds in all; `degraded` were
-    answered by the loader without Redis. Bytes are those of stored values, read and written.
+    answered by the loader without Redis. Bytes are those of the JSON texts that Redis gave and took.
     """
 
     hits: int = 0

@@ -302,7 +302,7 @@ class KindCache(Generic[T]):
             fresh_ms, ttl = self._lifetime(text)
             data = pack(text, generation=generation, fresh_ms=fresh_ms, load_ms=0, tags=marks)
             commands.append(("SET", self._looks.key(identifier), data, "PX", ttl // _MS))
-            self._add(self._counters.bytes_written, len(data))
+            self._add(self._counters.bytes_written, len(text))
         try:
             await self._write(commands)
         finally:
@@ -371,7 +371,7 @@ class KindCache(Generic[T]):
             cargo.token, data, seen=look.seen, ttl=ttl, before_ms=look.at_ms + LONGEST_LOAD_MS
         )
         if kept:
-            self._add(self._counters.bytes_written, len(data))
+            self._add(self._counters.bytes_written, len(cargo.text))
         return kept
 
     def count_load(self, took_ms: int) -> None:
