@@ -11,11 +11,12 @@ import pytest
 from counterseal.cache.kind import Kind
 from counterseal.cache.result import Source
 from counterseal.cache.service import Cache
-from counterseal.core.errors import CodecError
+from counterseal.core.errors import CodecError, StoreUnavailable
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
 from support.backends import Backend
 from support.stores import travel
+from support.waiting import eventually
 
 KEYS = Keys()
 MINUTE = timedelta(minutes=1)
@@ -258,3 +259,58 @@ async def test_a_warm_up_loads_what_is_missing(cache: Cache) -> None:
     assert (warmed.loaded, warmed.present, warmed.failed) == (2, 1, 1)
     assert seen[-1] == (4, 4)
     assert await cache.documents.get_many(["1", "2", "3"]) == {n: {"n": n} for n in "123"}
+    for concurrency in (0, -1):
+        with pytest.raises(ValueError, match=f"concurrency: expected at least 1; came: {concurrency}"):
+            await cache.documents.warm(["4"], load, concurrency=concurrency)
+
+
+async def test_a_warm_up_loads_no_more_at_once_than_it_may(cache: Cache) -> None:
+    now = most = 0
+
+    async def load(identifier: str) -> dict[str, object]:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await eventually(lambda: most >= 3)
+        now -= 1
+        return {"n": identifier}
+
+    warmed = await cache.documents.warm(map(str, range(20)), load, concurrency=3)
+    assert (warmed.loaded, warmed.present, warmed.failed, most) == (20, 0, 0, 3)
+
+
+async def test_one_who_goes_away_takes_the_load_from_nobody(cache: Cache) -> None:
+    loader = Loader({"n": 1})
+    loader.go_on.clear()
+    asked = [asyncio.create_task(cache.documents.get_or_load("d", loader)) for _ in range(3)]
+    await loader.began.wait()
+    asked[0].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked[0]
+    loader.go_on.set()
+    assert await asyncio.gather(*asked[1:]) == [{"n": 1}] * 2
+    assert loader.calls == 1
+    assert await cache.documents.get("d") == {"n": 1}
+
+
+async def test_a_closed_cache_lets_nobody_wait_for_a_load(cache: Cache) -> None:
+    loader = Loader({"n": 1})
+    loader.go_on.clear()
+    asked = asyncio.create_task(cache.documents.get_or_load("d", loader))
+    await loader.began.wait()
+    await cache.close()
+    with pytest.raises(StoreUnavailable, match="the cache is closed"):
+        await asked
+    await cache.close()
+
+
+async def test_a_kind_that_keeps_no_none_asks_its_loader_each_time(store: Store) -> None:
+    strict = Kind("strict", MINUTE, negative_ttl=None)
+    async with Cache(store, keys=KEYS, kinds=[strict]) as cache:
+        loader = Loader(None)
+        for calls in (1, 2):
+            found = await cache.of(strict).find_or_load("s", loader)
+            assert (found.value, loader.calls) == (None, calls)
+        assert (await cache.of(strict).find("s")).found is False
+        with pytest.raises(CodecError, match="strict has no negative_ttl, so it keeps no None"):
+            await cache.of(strict).set("s", None)

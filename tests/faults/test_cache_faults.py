@@ -21,6 +21,7 @@ from counterseal.core.errors import StoreUnavailable
 from counterseal.store.keys import Keys
 from counterseal.store.link import LinkOptions
 from counterseal.store.valkey import NativeStore
+from support.leaks import check_leaks
 from support.processes import kill_process, start_process
 from support.servers import Server
 from support.stores import native_store, travel
@@ -40,11 +41,12 @@ def shared() -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(shared: Server) -> Iterator[Server]:
+def server(shared: Server, request: pytest.FixtureRequest) -> Iterator[Server]:
     yield shared
     if not shared.running:
         shared.start()
     shared.thaw()
+    check_leaks(request.node, [shared.client])
     shared.flush()
 
 

@@ -227,6 +227,8 @@ class KindCache(Generic[T]):
         every value that is missing, as a rule three. Raises `StoreUnavailable` when Redis does not answer at the
         beginning.
         """
+        if concurrency < 1:
+            raise ValueError(f"concurrency: expected at least 1; came: {concurrency}")
         wanted = list(dict.fromkeys(identifiers))
         names = tuple(tags)
         present = await self.get_many(wanted)
