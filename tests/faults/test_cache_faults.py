@@ -20,9 +20,12 @@ from counterseal.cache.service import Cache
 from counterseal.core.errors import StoreUnavailable
 from counterseal.store.keys import Keys
 from counterseal.store.link import LinkOptions
+from counterseal.store.route import FixedRoute
+from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore
 from support.leaks import check_leaks
 from support.processes import kill_process, start_process
+from support.relay import Relay
 from support.servers import Server
 from support.stores import native_store, travel
 from support.waiting import eventually
@@ -303,6 +306,27 @@ async def test_who_lost_the_lease_to_one_who_came_after_a_clear_does_not_fill_be
         assert await cache.documents.get("d") == {"n": "new"}
 
 
+@every_loop
+@pytest.mark.parametrize("how", ["clear", "tag"])
+async def test_who_asks_after_a_clear_does_not_share_a_look_that_left_before_it(server: Server, how: str):
+    async with Relay(server) as relay, cache_on(server) as (_, other):
+        target = parse_redis_url(relay.url).template
+        options = LinkOptions(command_timeout=PATIENT, connect_timeout=PATIENT)
+        async with NativeStore(FixedRoute(target), options) as store, Cache(store, keys=KEYS) as cache:
+            await cache.documents.set("d", {"n": 1}, tags=["t"])
+            assert await cache.documents.get_or_load("d", Loader({"n": 2}), tags=["t"]) == {"n": 1}
+            relay.hold()
+            reads = gets_of(server)
+            early = asyncio.create_task(cache.documents.get_or_load("d", Loader({"n": 2}), tags=["t"]))
+            await eventually(lambda: gets_of(server) == reads + 3)  # the value, its kind and its tag
+            await (other.clear("document") if how == "clear" else other.invalidate_tags("t"))
+            late = asyncio.create_task(cache.documents.get_or_load("d", Loader({"n": 3}), tags=["t"]))
+            await eventually(lambda: gets_of(server) == reads + 6)
+            relay.release()
+            assert await early == {"n": 1}
+            assert await late == {"n": 3}
+
+
 async def test_500_callers_in_four_processes_make_one_load_and_hear_of_it_at_once(
     server: Server, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
@@ -333,6 +357,13 @@ async def test_500_callers_in_four_processes_make_one_load_and_hear_of_it_at_onc
 def told_by(file: Path) -> dict | None:
     lines = file.read_text().splitlines()
     return json.loads(lines[-1]) if lines and lines[-1].startswith("{") else None
+
+
+def gets_of(server: Server) -> int:
+    """How many GETs a server has run."""
+    return int(
+        server.info("commandstats").get("cmdstat_get", "calls=0").partition(",")[0].removeprefix("calls=")
+    )
 
 
 def lease(server: Server) -> bytes:
