@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -314,3 +315,29 @@ async def test_a_kind_that_keeps_no_none_asks_its_loader_each_time(store: Store)
         assert (await cache.of(strict).find("s")).found is False
         with pytest.raises(CodecError, match="strict has no negative_ttl, so it keeps no None"):
             await cache.of(strict).set("s", None)
+
+
+async def test_a_value_tells_its_own_lifetime_and_whether_it_may_be_stale(store: Store) -> None:
+    def lives(value: dict[str, Any]) -> timedelta | None:
+        return timedelta(seconds=value["lives"]) if "lives" in value else None
+
+    kind = Kind(
+        "own", MINUTE, stale_if_error=MINUTE, lives=lives, may_be_stale=lambda value: not value.get("strict")
+    )
+    async with Cache(store, keys=KEYS, kinds=[kind]) as cache:
+        values = cache.of(kind)
+        failing = Loader({})
+        failing.fault = RuntimeError("down")
+        assert (await values.find_or_load("none", Loader({"lives": 0}))).kept is False
+        assert (await values.find("none")).found is False
+        for identifier, value in (("lax", {"lives": 5}), ("strict", {"lives": 5, "strict": True})):
+            assert (await values.find_or_load(identifier, Loader(value))).kept is True
+            await values.set(f"{identifier} set", value)
+        travel(store, timedelta(seconds=6))
+        for identifier in ("lax", "lax set"):
+            assert await values.get(identifier) is None
+            assert (await values.find_or_load(identifier, failing)).source is Source.STALE
+        for identifier in ("strict", "strict set"):
+            assert (await values.find(identifier)).found is False
+            with pytest.raises(RuntimeError, match="down"):
+                await values.find_or_load(identifier, failing)

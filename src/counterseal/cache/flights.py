@@ -38,10 +38,11 @@ Loader = Callable[[str], Awaitable[Any]]
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """The text of a value that a flight brought, and where it came from."""
+    """The text of a value that a flight brought, where it came from, and whether it is in the cache now."""
 
     text: bytes
     source: Source
+    kept: bool = True
 
 
 class Place(Protocol):
@@ -213,12 +214,12 @@ class Flights:
             kept = await place.keep(cargo)
         except StoreError as error:
             logger.warning("a loaded value of %s could not be kept: %s", slot.kind, error)
-            return Loaded(text, Source.DEGRADED)
+            return Loaded(text, Source.DEGRADED, kept=False)
         if not kept:
             logger.debug(
                 "a loaded value of %s was not kept: it changed meanwhile, or took too long", slot.kind
             )
-        return Loaded(text, Source.LOADED)
+        return Loaded(text, Source.LOADED, kept)
 
     async def _prolong(self, slot: Slot, grant: _Grant) -> None:
         """Hold the lease for as long as a load may take that is kept."""
@@ -233,7 +234,7 @@ class Flights:
             began = time.monotonic()
             text = place.text(await loader(slot.identifier))
             place.count_load(round((time.monotonic() - began) * 1000))
-            return Loaded(text, Source.DEGRADED)
+            return Loaded(text, Source.DEGRADED, kept=False)
 
 
 async def landed(flight: asyncio.Task[Loaded]) -> Loaded:

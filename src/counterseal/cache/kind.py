@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, Generic, Literal, TypeAlias, cast
@@ -43,6 +43,8 @@ class Kind(Generic[T]):
     - `near`: keep values in this process's memory, never longer than this; None keeps none.
     - `owner`: whose values these are when the identifier is a user's or a domain's: `invalidate_user` forgets them.
     - `refused`: names of members that no value may have, at any depth.
+    - `lives`: tells a value's own lifetime where that is shorter than the kind's; of none at all it is not kept.
+    - `may_be_stale`: tells whether a value may be handed out after its lifetime, within the windows of the kind.
     - `max_value_bytes`: the longest JSON text of a value; a longer one is refused, never cut.
 
     Raises `ConfigurationError` naming the kind, the field, what is expected and what came.
@@ -59,6 +61,8 @@ class Kind(Generic[T]):
     owner: Literal["user", "domain"] | None = None
     refused: frozenset[str] = frozenset()
     max_value_bytes: int = MAX_VALUE_BYTES
+    lives: Callable[[T], timedelta | None] | None = None
+    may_be_stale: Callable[[T], bool] | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(cast("object", self.name), str) and _NAME.fullmatch(self.name)):

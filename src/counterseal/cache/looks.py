@@ -91,6 +91,7 @@ class Looks(Generic[T]):
         self._now_ms = store.clock.now_ms
         self._tags = keys.cache_tags()
         self._prefix = keys.cache_values(kind.name)
+        self._kind = kind
         self._shape = shape
         self._generations = generations
         self._counters = counters
@@ -219,13 +220,19 @@ class Looks(Generic[T]):
         if look.fault is not None:
             raise look.fault
         entry = look.entry
-        if entry is None or not (look.fresh or self.is_stale(look, self._stale_ms)):
-            self._add(self._counters.misses)
-            return Result(False, None, Source.MISS)
-        self._add(self._counters.hits if look.fresh else self._counters.stale)
-        self._add(self._counters.bytes_read, len(entry.text))
-        source = Source.HIT if look.fresh else Source.STALE
-        return Result(True, self.read(entry.text, identifier), source)
+        if entry is not None and (look.fresh or self.is_stale(look, self._stale_ms)):
+            value = self.read(entry.text, identifier)
+            if look.fresh or self.may_be_stale(value):
+                self._add(self._hits if look.fresh else self._counters.stale)
+                self._add(self._bytes_read, len(entry.text))
+                return Result(True, value, Source.HIT if look.fresh else Source.STALE)
+        self._add(self._counters.misses)
+        return Result(False, None, Source.MISS)
+
+    def may_be_stale(self, value: T | None) -> bool:
+        """Whether a value may be handed out after its lifetime, as far as its kind lets it tell."""
+        judge = self._kind.may_be_stale
+        return judge is None or value is None or judge(value)
 
     def is_stale(self, look: Look, window_ms: int) -> bool:
         """Whether a value that has ended is still within a window."""

@@ -28,8 +28,13 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Result(Generic[_T]):
-    """`value` is None when nothing was found, and also when None itself is what was kept: then `found` is true."""
+    """`value` is None when nothing was found, and also when None itself is what was kept: then `found` is true.
+
+    `kept` is false for a loaded value that is not in the cache now: it is too large, was invalidated meanwhile, took
+    too long, or Redis did not answer.
+    """
 
     found: bool
     value: _T | None
     source: Source
+    kept: bool = True

@@ -301,7 +301,7 @@ class KindCache(Generic[T]):
         commands: list[Command] = []
         for identifier, text in texts.items():
             self._flights.part_with(self.kind.name, identifier)
-            fresh_ms, ttl = self._lifetime(text)
+            fresh_ms, ttl = self._lifetime(text, self._own_lifetime(values[identifier]))
             data = pack(text, generation=generation, fresh_ms=fresh_ms, load_ms=0, tags=marks)
             commands.append(("SET", self._looks.key(identifier), data, "PX", ttl // _MS))
             self._add(self._counters.bytes_written, len(text))
@@ -358,10 +358,17 @@ class KindCache(Generic[T]):
     async def keep(self, cargo: Cargo) -> bool:
         """Store what was loaded and give the lease back; whether it is kept. One round trip."""
         slot, look = cargo.slot, cargo.look
-        if (cargo.text == NOTHING and self.kind.negative_ttl is None) or not self._fits(cargo.text):
+        own = None
+        if self.kind.lives is not None:
+            own = self._own_lifetime(self._looks.read(cargo.text, slot.identifier))
+        if (
+            (cargo.text == NOTHING and self.kind.negative_ttl is None)
+            or (own is not None and own < _MS)
+            or not self._fits(cargo.text)
+        ):
             await slot.release(cargo.token)
             return False
-        fresh_ms, ttl = self._lifetime(cargo.text)
+        fresh_ms, ttl = self._lifetime(cargo.text, own)
         data = pack(
             cargo.text,
             generation=cargo.generation,
@@ -410,9 +417,12 @@ class KindCache(Generic[T]):
                 or not self._looks.is_stale(look, self._sie_ms)
             ):
                 raise
+            value = self._looks.read(look.entry.text, identifier)
+            if not self._looks.may_be_stale(value):
+                raise
             logger.warning("%s is answered stale, because its loader failed", self.kind.name, exc_info=error)
             self._add(self._counters.stale)
-            return Result(True, self._looks.read(look.entry.text, identifier), Source.STALE)
+            return Result(True, value, Source.STALE)
 
     def _usable(
         self,
@@ -430,6 +440,8 @@ class KindCache(Generic[T]):
             value = self._looks.read(entry.text, identifier)
         except CodecError as fault:
             logger.warning("a stored value of %s is loaded anew: %s", self.kind.name, fault)
+            return None
+        if not fresh and not self._looks.may_be_stale(value):
             return None
         if (not fresh or self._is_due(entry)) and not self._flights.is_under_way(self.slot(identifier)):
             flight = self._flights.board(self, identifier, loader, tags, look)
@@ -449,7 +461,7 @@ class KindCache(Generic[T]):
         if loaded.source is Source.DEGRADED:
             self._add(self._counters.degraded)
         # Each caller reads the text for itself: what one changes nobody else sees.
-        return Result(True, self._looks.read(loaded.text, identifier), loaded.source)
+        return Result(True, self._looks.read(loaded.text, identifier), loaded.source, loaded.kept)
 
     def _complain(self, error: StoreError) -> None:
         """Log that Redis does not answer, once in a while however many ask."""
@@ -476,11 +488,14 @@ class KindCache(Generic[T]):
         chance = random.random()  # noqa: S311 - spreads load, hides nothing
         return entry.load_ms * -math.log(chance or 1e-9) >= left_ms
 
-    def _lifetime(self, text: bytes) -> tuple[int, timedelta]:
-        """When a value that is written now ends, and how long Redis keeps it."""
+    def _own_lifetime(self, value: T | None) -> timedelta | None:
+        return None if self.kind.lives is None or value is None else self.kind.lives(value)
+
+    def _lifetime(self, text: bytes, own: timedelta | None) -> tuple[int, timedelta]:
+        """When a value that is written now ends, and how long Redis keeps it. `own` is its own lifetime, if any."""
         ttl = self.ttl if text != NOTHING or self.kind.negative_ttl is None else self.kind.negative_ttl
         spread = random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads load, hides nothing
-        fresh = max(ttl * spread, _MS)
+        fresh = max(ttl * spread if own is None else min(ttl * spread, own), _MS)
         window = max(self.kind.stale_while_revalidate, self.kind.stale_if_error)
         return self._now_ms() + fresh // _MS, fresh + window + GRACE
 
