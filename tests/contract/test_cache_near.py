@@ -176,6 +176,22 @@ async def test_what_another_process_loads_replaces_a_near_none(cache: Cache, oth
     await seen(team, "t", {"n": 1})
 
 
+async def test_what_another_process_loads_anew_replaces_the_former_value(
+    backend: Backend, cache: Cache
+) -> None:
+    team = cache.of(TEAM)
+    await team.set("t", {"n": 1})
+    await come_near(team, "t")
+
+    async def load(_: str) -> dict[str, object]:
+        return {"n": 2}
+
+    async with backend.store() as store, Cache(store, keys=KEYS, kinds=KINDS) as other:
+        travel(store, 2 * HOUR)  # there the value has ended
+        assert await other.of(TEAM).get_or_load("t", load) == {"n": 2}
+    await seen(team, "t", {"n": 2})
+
+
 async def test_a_change_of_a_value_that_was_handed_out_changes_nobody_elses(cache: Cache) -> None:
     team = cache.of(TEAM)
     await team.set("t", {"list": [1, {"deep": 1}]})

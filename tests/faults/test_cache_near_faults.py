@@ -1,8 +1,8 @@
 """Near values under every fault: a late reply takes nothing in, and who can't hear of changes keeps nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
 
 import pytest
@@ -61,6 +61,16 @@ class HeldStore(NativeStore):
         self.has_read = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
+        self.deaf = False
+
+    def track(
+        self, *prefixes: str, on_change: Callable[[str | None], None], on_loss: Callable[[], None]
+    ) -> AbstractAsyncContextManager[None]:
+        def hear(key: str | None) -> None:
+            if not self.deaf:
+                on_change(key)
+
+        return super().track(*prefixes, on_change=hear, on_loss=on_loss)
 
     def command(self, *arguments: Argument) -> Awaitable[Reply]:
         reply = super().command(*arguments)
@@ -162,6 +172,19 @@ async def test_what_this_process_changes_between_a_read_and_its_reply_is_not_tak
         changing = asyncio.create_task(change(cache, how))
         await changing
         await late
+        assert await team.get("t") == ({"n": 2} if how == "set" else None)
+
+
+@pytest.mark.parametrize("how", WAYS)
+async def test_what_this_process_changes_is_near_no_more_before_the_server_tells_of_it(
+    shared: Server, relay: Relay, how: str
+):
+    async with cache_at(shared.port, "") as (store, cache):
+        team = cache.of(TEAM)
+        await team.set("t", {"n": 1}, tags=["x"])
+        await come_near(team, "t")
+        store.deaf = True
+        await change(cache, how)
         assert await team.get("t") == ({"n": 2} if how == "set" else None)
 
 
