@@ -35,16 +35,22 @@ class Changes:
         self._tags = keys.cache_tags()
         self._background = Background()
         self._begun = False
+        self._closed = False
         self._losses = 0
 
+    def open(self) -> None:
+        """Let `begin` work, also after a close."""
+        self._closed = False
+
     def begin(self) -> None:
-        """Start to listen, in the background."""
-        if not self._begun:
+        """Start to listen, in the background. Nothing once it is closed."""
+        if not (self._begun or self._closed):
             self._begun = True
             self._background.keep("hear of changes", self._listen)
 
     async def close(self) -> None:
         """Stop to listen; the memory is emptied."""
+        self._closed = True
         await self._background.close()
         self._lost()
         self._begun = False
@@ -78,7 +84,13 @@ class Changes:
             if losses == self._losses:
                 self._changed(None)
             async for message in messages:
-                self._changed(message.data.decode() if isinstance(message, Message) else None)
+                if isinstance(message, Message):
+                    self._changed(message.data.decode())
+                    continue
+                # A gap is taken from a queue: by then the connection that ended it may be lost as well.
+                losses += 1
+                if losses >= self._losses:
+                    self._changed(None)
 
     def _changed(self, key: str | None) -> None:
         """A key changed; None: everything may have, and from now on changes are heard of."""

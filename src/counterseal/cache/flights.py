@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -29,10 +30,14 @@ from counterseal.core.errors import StoreError, StoreUnavailable
 logger = logging.getLogger(__name__)
 
 DEGRADED_LOADS: Final = 64
-"""So many loads at once go on without Redis, in one process: an outage is not to become the database's."""
+"""So many loads at once go on without Redis, in one process: an outage is not to become the database's.
+
+Loads inside of these do not count, and a load that has waited for ten seconds goes on.
+"""
 
 _PROLONG_EVERY_S: Final = LEASE_MS / 1000 / 3
 _LOOK_AGAIN_S: Final = 1.0
+_LONGEST_WAIT_S: Final = 10.0
 
 Loader = Callable[[str], Awaitable[Any]]
 
@@ -68,6 +73,10 @@ class Place(Protocol):
         """Store what was loaded and give the lease back; whether it is kept."""
         ...
 
+    def complain(self, error: StoreError) -> None:
+        """Log that Redis did not answer, once in a while."""
+        ...
+
     def count_load(self, took_ms: int) -> None:
         """Note a load for the statistics."""
         ...
@@ -94,13 +103,21 @@ class _Grant:
     tags: tuple[bytes, ...]
 
 
+_Chain = tuple[tuple[str, str, asyncio.Task[Any]], ...]
+
+_chain: ContextVar[_Chain] = ContextVar("counterseal_loads", default=())
+"""The loads that this code runs inside of, the outermost first: a loader may ask the cache for other values."""
+
+
 class Flights:
     """The loads under way in this process, of all kinds."""
 
     def __init__(self, wakes: Wakes) -> None:
+        self._closed = False
         self._wakes = wakes
         self._under_way: dict[tuple[str, str], dict[object, asyncio.Task[Loaded]]] = {}
         self._flying: set[asyncio.Task[Loaded]] = set()
+        self._giving: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(DEGRADED_LOADS)
 
     def is_under_way(self, slot: Slot) -> bool:
@@ -116,8 +133,12 @@ class Flights:
         """
         slot = place.slot(identifier)
         name = (slot.kind, identifier)
+        inside = [load[:2] for load in _chain.get() if not load[2].done()]
+        if name in inside:
+            raise RuntimeError(f"the loader of a value of {slot.kind} asked for the value that it loads")
         variants = self._under_way.setdefault(name, {})
-        variant = None if look is None else (look.seen, look.under)
+        # Who runs inside of a load does not wait for one that waits for room, which the outer one may hold.
+        variant = bool(inside) if look is None else (look.seen, look.under)
         flight = variants.get(variant)
         if flight is None:
             flying = (
@@ -135,9 +156,25 @@ class Flights:
         """Let nobody join the loads of a value any more: it has changed."""
         self._under_way.pop((kind, identifier), None)
 
+    def open(self) -> None:
+        """Begin anew after a close."""
+        self._closed = False
+
     async def close(self) -> None:
         """End every load that is under way."""
+        self._closed = True
         await end(self._flying)
+        await end(self._giving)
+
+    async def landed(self, flight: asyncio.Task[Loaded]) -> Loaded:
+        """What a flight brought. Raises what its loader raised. Whoever is cancelled here takes it from nobody."""
+        if not flight.done():
+            await asyncio.wait((flight,))
+        if not flight.cancelled():
+            return flight.result()
+        if self._closed:
+            raise StoreUnavailable("the cache is closed")
+        raise RuntimeError("the loader of a cached value was cancelled")
 
     def _landed(
         self,
@@ -156,20 +193,22 @@ class Flights:
     async def _fly(
         self, place: Place, slot: Slot, loader: Loader, tags: tuple[str, ...], look: Look
     ) -> Loaded:
+        token = new_id()
         try:
-            found = await self._wait_for_turn(place, slot, tags, look)
+            found = await self._wait_for_turn(place, slot, tags, look, token)
         except StoreError as error:
-            logger.warning("%s is loaded without a lease: %s", slot.kind, error)
+            place.complain(error)
+            # The lease may be ours all the same, when only its answer was late: nobody is to wait for it.
+            self._give_back(slot, token)
             return await self._degraded(place, slot, loader)
         if isinstance(found, Loaded):
             return found
         return await self._load(place, slot, loader, found)
 
     async def _wait_for_turn(
-        self, place: Place, slot: Slot, tags: tuple[str, ...], look: Look
+        self, place: Place, slot: Slot, tags: tuple[str, ...], look: Look, token: str
     ) -> Loaded | _Grant:
         """Get the lease, or the value that somebody else loaded meanwhile."""
-        token = new_id()
         told: asyncio.Event | None = None
         if ABSENT in look.under:
             # Who comes a moment later sees the generations that this load makes, and must not take it for another's.
@@ -200,26 +239,44 @@ class Flights:
         began = time.monotonic()
         prolonging = asyncio.create_task(self._prolong(slot, grant), name="counterseal: hold a lease")
         try:
-            text = place.text(await loader(slot.identifier))
+            try:
+                text = await self._ask(place, slot, loader)
+            finally:
+                await end((prolonging,))
+            load_ms = round((time.monotonic() - began) * 1000)
+            cargo = Cargo(slot, grant.token, look, grant.generation, grant.tags, text, load_ms)
+            try:
+                kept = await place.keep(cargo)
+            except StoreError as error:
+                place.complain(error)
+                self._give_back(slot, grant.token)
+                return Loaded(text, Source.DEGRADED, kept=False)
         except BaseException:
-            await end((prolonging,))
             with suppress(StoreError):
                 await slot.release(grant.token)
             raise
-        await end((prolonging,))
-        load_ms = round((time.monotonic() - began) * 1000)
-        place.count_load(load_ms)
-        cargo = Cargo(slot, grant.token, look, grant.generation, grant.tags, text, load_ms)
-        try:
-            kept = await place.keep(cargo)
-        except StoreError as error:
-            logger.warning("a loaded value of %s could not be kept: %s", slot.kind, error)
-            return Loaded(text, Source.DEGRADED, kept=False)
-        if not kept:
-            logger.debug(
-                "a loaded value of %s was not kept: it changed meanwhile, or took too long", slot.kind
-            )
         return Loaded(text, Source.LOADED, kept)
+
+    async def _ask(self, place: Place, slot: Slot, loader: Loader) -> bytes:
+        """The text of what the loader answers."""
+        current = asyncio.current_task()
+        if current is not None:
+            _chain.set((*_chain.get(), (slot.kind, slot.identifier, current)))
+        began = time.monotonic()
+        text = place.text(await loader(slot.identifier))
+        place.count_load(round((time.monotonic() - began) * 1000))
+        return text
+
+    def _give_back(self, slot: Slot, token: str) -> None:
+        """Give a lease back that may be held, without anybody waiting for that."""
+
+        async def release() -> None:
+            with suppress(StoreError):
+                await slot.release(token)
+
+        giving = asyncio.create_task(release(), name="counterseal: give a lease back")
+        self._giving.add(giving)
+        giving.add_done_callback(self._giving.discard)
 
     async def _prolong(self, slot: Slot, grant: _Grant) -> None:
         """Hold the lease for as long as a load may take that is kept."""
@@ -230,17 +287,20 @@ class Flights:
                     return
 
     async def _degraded(self, place: Place, slot: Slot, loader: Loader) -> Loaded:
-        async with self._room:
-            began = time.monotonic()
-            text = place.text(await loader(slot.identifier))
-            place.count_load(round((time.monotonic() - began) * 1000))
-            return Loaded(text, Source.DEGRADED, kept=False)
+        """Load without Redis. Who runs inside of a load has the outer one's room; nobody waits for room for ever."""
+        nested = any(not load[2].done() for load in _chain.get())
+        held = not nested and await self._enter()
+        try:
+            return Loaded(await self._ask(place, slot, loader), Source.DEGRADED, kept=False)
+        finally:
+            if held:
+                self._room.release()
 
-
-async def landed(flight: asyncio.Task[Loaded]) -> Loaded:
-    """What a flight brought. Raises what its loader raised. Whoever is cancelled here takes it from nobody."""
-    if not flight.done():
-        await asyncio.wait((flight,))
-    if flight.cancelled():
-        raise StoreUnavailable("the cache is closed")
-    return flight.result()
+    async def _enter(self) -> bool:
+        """Wait for room among the loads without Redis; whether it was got before long."""
+        try:
+            async with asyncio.timeout(_LONGEST_WAIT_S):
+                await self._room.acquire()
+        except TimeoutError:
+            return False
+        return True

@@ -95,15 +95,14 @@ def decorate(
         raise ConfigurationError("cached: expected an async function")
     if key is None and not _takes_an_identifier(function):
         raise ConfigurationError(
-            "cached: expected a function with one argument, the identifier; with others, key= makes one of them"
+            "cached: expected a function with one argument, the identifier; with others, of which self is one,"
+            " key= makes one of them"
         )
     return CachedFunction(cache, function, key=key, tags=tags)
 
 
 def _takes_an_identifier(function: Callable[..., Any]) -> bool:
     parameters = list(inspect.signature(function).parameters.values())
-    if parameters and parameters[0].name == "self":
-        del parameters[0]
     return len(parameters) == 1 and (
         parameters[0].default is inspect.Parameter.empty
         and parameters[0].kind not in {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}

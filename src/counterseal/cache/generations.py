@@ -14,9 +14,11 @@ from typing import Final
 
 from counterseal.cache.entry import new_id
 from counterseal.store.base import Store
-from counterseal.store.keys import CACHE_GENERATION_TTL
+from counterseal.store.keys import CACHE_GENERATION_TTL, Keys
+from counterseal.store.scripts import load_script
 from counterseal.store.wire import Command, Reply, raised
 
+_BUMP: Final = load_script("counterseal.cache", "bump")
 _TTL_S: Final = CACHE_GENERATION_TTL // timedelta(seconds=1)
 _LOOK_EVERY_MS: Final = timedelta(days=7) // timedelta(milliseconds=1)
 _PROLONG_BELOW_MS: Final = timedelta(days=23) // timedelta(milliseconds=1)
@@ -91,18 +93,12 @@ class Generations:
         }
 
 
-async def bump(store: Store, key: str, *, channel: str | None) -> None:
+async def bump(store: Store, keys: Keys, key: str) -> None:
     """Give a kind or a tag a new generation: nothing written before counts any more. One round trip.
 
-    `channel` is where that is told to the processes that keep values in their memory. The two are one: a process that
-    heard of it too early would take a former value in again.
+    It is told to the processes that keep values in their memory, and works on a server that is full as well.
     """
-    command: Command = ("SET", key, new_id(), "EX", _TTL_S)
-    if channel is None:
-        await store.command(*command)
-        return
-    for reply in await store.transaction([command, ("PUBLISH", channel, key)]):
-        raised(reply)
+    await store.run(_BUMP, generation=key, fresh=new_id(), ttl_s=_TTL_S, changed=keys.cache_changed())
 
 
 async def settled(reading: asyncio.Future[Reply]) -> Reply:

@@ -31,16 +31,17 @@ from counterseal.cache.near import Held, NearKind, Ticket
 from counterseal.cache.result import Result, Source
 from counterseal.cache.shape import UNDECODED, Shape
 from counterseal.cache.stats import Counters
-from counterseal.core.errors import CodecError
+from counterseal.core.errors import CodecError, ConfigurationError
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys, escape
 from counterseal.store.wire import Reply, raised
 
 _MS: Final = timedelta(milliseconds=1)
 _MANY: Final = 500
+_MANY_BYTES: Final = 32 * 2**20
 
 
-ABSENT: Final = "-"
+ABSENT: Final = "*"
 """Stands in `Look.under` for a generation that there is not."""
 
 _ABSENT: Final = ABSENT.encode()
@@ -102,8 +103,17 @@ class Looks(Generic[T]):
         self._stale_ms = max(kind.stale_while_revalidate, kind.stale_if_error) // _MS
 
     def key(self, identifier: str) -> str:
-        """The key of a value."""
-        return f"{self._prefix}{{{escape(identifier)}}}"
+        """The key of a value. Raises `ConfigurationError` for what is no identifier."""
+        try:
+            escaped = escape(identifier)
+        except (AttributeError, UnicodeEncodeError):
+            escaped = ""
+        if not escaped:
+            came = type(identifier).__name__ if identifier else "an empty one"
+            raise ConfigurationError(
+                f"identifier of {self._kind.name}: expected text of at least one character; came: {came}"
+            )
+        return f"{self._prefix}{{{escaped}}}"
 
     def read(self, text: bytes, identifier: str) -> T | None:
         """The value of a text. Raises `CodecError` naming the key."""
@@ -162,7 +172,9 @@ class Looks(Generic[T]):
         """What is stored under keys. One round trip."""
         if self._store.server.mode == "cluster":
             return [raised(reply) for reply in await self._store.pipeline([("GET", key) for key in keys])]
-        parts = [keys[first : first + _MANY] for first in range(0, len(keys), _MANY)]
+        # One reply has room for all of them, however long each may be.
+        many = max(1, min(_MANY, _MANY_BYTES // self._kind.max_value_bytes))
+        parts = [keys[first : first + many] for first in range(0, len(keys), many)]
         replies = await self._store.pipeline([("MGET", *part) for part in parts])
         return [reply for part in replies for reply in _listed(part)]
 
@@ -198,8 +210,13 @@ class Looks(Generic[T]):
         """What a stored value is worth under the generations that are current."""
         generation = await settled(reading)
         current = generation if isinstance(generation, bytes) else _ABSENT
-        others = [await settled(mark) for mark in marks.values()]
-        under = b",".join((current, *(mark if isinstance(mark, bytes) else _ABSENT for mark in others)))
+        others = [(name, await settled(mark)) for name, mark in marks.items()]
+        under = b",".join(
+            (
+                current,
+                *(b"%b=%b" % (name, mark if isinstance(mark, bytes) else _ABSENT) for name, mark in others),
+            )
+        )
         if not isinstance(data, bytes):
             return Look(NO_ID, under.decode(), at_ms, None, False, None)
         fault: CodecError | None = None

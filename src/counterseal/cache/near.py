@@ -164,6 +164,7 @@ class NearMemory:
         held = kind.held.pop(identifier, None)
         if held is not None:
             self.bytes -= held.size
+            held.kept = None  # its place in the order may stay for a while, its bytes not
 
     def tag_changed(self, tag: bytes) -> None:
         """A tag was cleared: nothing that carries it counts, nor what is being read."""

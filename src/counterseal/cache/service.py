@@ -85,6 +85,9 @@ class Cache:
 
     async def __aenter__(self) -> Self:
         """Read the lifetimes that were changed at run time. One round trip; without Redis the declared ones hold."""
+        self._flights.open()
+        self._changes.open()
+        self._tallies.open()
         await self._lifetimes.ready()
         return self
 
@@ -155,10 +158,9 @@ class Cache:
 
     async def invalidate_tags(self, *tags: str) -> None:
         """Forget every value that carries one of these tags. One round trip, however many values there are."""
-        channel = self._keys.cache_changed() if self._memory.kinds else None
         keys = [self._keys.cache_tag(tag) for tag in dict.fromkeys(tags)]
         try:
-            await asyncio.gather(*(bump(self._store, key, channel=channel) for key in keys))
+            await asyncio.gather(*(bump(self._store, self._keys, key) for key in keys))
         finally:
             for key in keys:
                 self._memory.tag_changed(key.removeprefix(self._keys.cache_tags()).encode())

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, Final, Generic, overload
 
 from counterseal.cache.entry import Entry, pack, tagged
-from counterseal.cache.flights import Cargo, Flights, landed
+from counterseal.cache.flights import Cargo, Flights
 from counterseal.cache.function import CachedFunction, Key, Loading, P, decorate
 from counterseal.cache.generations import Generations, bump
 from counterseal.cache.kind import Kind, T
@@ -23,7 +23,7 @@ from counterseal.cache.result import Result, Source
 from counterseal.cache.scripts import GRACE_MS, LONGEST_LOAD_MS, Slot
 from counterseal.cache.shape import NOTHING, Shape
 from counterseal.cache.stats import Counters
-from counterseal.core.errors import CodecError, StoreError
+from counterseal.core.errors import CodecError, ConfigurationError, StoreError
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
 from counterseal.store.tallies import Tallies
@@ -205,7 +205,7 @@ class KindCache(Generic[T]):
             held = self._looks.take(identifier, self._near)
             if held is not None:
                 return Result(True, self._looks.held_value(held, identifier), Source.NEAR)
-        names = tuple(dict.fromkeys(tags))
+        names = _sorted(tags)
         try:
             look = await self._looks.look(identifier, names)
         except StoreError as error:
@@ -230,7 +230,7 @@ class KindCache(Generic[T]):
         if concurrency < 1:
             raise ValueError(f"concurrency: expected at least 1; came: {concurrency}")
         wanted = list(dict.fromkeys(identifiers))
-        names = tuple(tags)
+        names = _sorted(tags)
         present = await self.get_many(wanted)
         missing = [identifier for identifier in wanted if identifier not in present]
         done, failed = len(present), 0
@@ -275,7 +275,7 @@ class KindCache(Generic[T]):
         """
 
         def decorated(loading: Loading[P, T]) -> CachedFunction[P, T]:
-            return decorate(self, loading, key=key, tags=tuple(tags))
+            return decorate(self, loading, key=key, tags=_sorted(tags))
 
         return decorated if function is None else decorated(function)
 
@@ -297,7 +297,7 @@ class KindCache(Generic[T]):
         texts = {identifier: self._shape.write(value) for identifier, value in values.items()}
         if self.kind.negative_ttl is None and NOTHING in texts.values():
             raise CodecError(f"{self.kind.name} has no negative_ttl, so it keeps no None", path="$")
-        generation, marks = await self.generations(tuple(dict.fromkeys(tags)))
+        generation, marks = await self.generations(_sorted(tags))
         commands: list[Command] = []
         for identifier, text in texts.items():
             self._flights.part_with(self.kind.name, identifier)
@@ -327,9 +327,8 @@ class KindCache(Generic[T]):
 
     async def clear(self) -> None:
         """Forget every value of the kind, however many there are: its generation changes. One round trip."""
-        channel = self._keys.cache_changed() if self.kind.near is not None else None
         try:
-            await bump(self._store, self._generation_key, channel=channel)
+            await bump(self._store, self._keys, self._generation_key)
         finally:
             if self._near is not None:
                 self._near.clear()
@@ -399,7 +398,7 @@ class KindCache(Generic[T]):
     ) -> Result[T]:
         """What is answered after a look: the stored value, or a loaded one."""
         if isinstance(look, StoreError):
-            self._complain(look)
+            self.complain(look)
             return await self._board(identifier, loader, tags, None)
         if look.fault is not None:
             logger.warning("a stored value of %s is loaded anew: %s", self.kind.name, look.fault)
@@ -457,13 +456,13 @@ class KindCache(Generic[T]):
         tags: tuple[str, ...],
         look: Look | None,
     ) -> Result[T]:
-        loaded = await landed(self._flights.board(self, identifier, loader, tags, look))
+        loaded = await self._flights.landed(self._flights.board(self, identifier, loader, tags, look))
         if loaded.source is Source.DEGRADED:
             self._add(self._counters.degraded)
         # Each caller reads the text for itself: what one changes nobody else sees.
         return Result(True, self._looks.read(loaded.text, identifier), loaded.source, loaded.kept)
 
-    def _complain(self, error: StoreError) -> None:
+    def complain(self, error: StoreError) -> None:
         """Log that Redis does not answer, once in a while however many ask."""
         now = time.monotonic()
         if now - self._complained_at >= _COMPLAIN_EVERY_S:
@@ -526,3 +525,10 @@ class KindCache(Generic[T]):
 
 def _fresh(result: Result[T]) -> T | None:
     return None if result.source is Source.STALE else result.value
+
+
+def _sorted(tags: Iterable[str]) -> tuple[str, ...]:
+    """Tags in one order: callers with the same ones load together. Raises `ConfigurationError` for a single text."""
+    if isinstance(tags, str):
+        raise ConfigurationError("tags: expected several names, as ['user:1']; came: one text")
+    return tuple(sorted(set(tags)))

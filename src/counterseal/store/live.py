@@ -63,7 +63,7 @@ class LiveHash:
         return self._entries
 
     async def ready(self) -> None:
-        """Have the first read done. At most one round trip, once in the life of this object.
+        """Have the first read done. At most one round trip, once until it is closed.
 
         When Redis is down it returns as well: the copy is empty, and the background goes on to try.
         """
@@ -120,8 +120,12 @@ class LiveHash:
         return isinstance(answer, list)
 
     async def close(self) -> None:
-        """Let the background go. The copy stays as it is. No round trip. Safe to call twice."""
+        """Let the background go. The copy stays as it is, until `ready` reads it anew. No round trip.
+
+        Safe to call twice.
+        """
         await self._background.close()
+        self._running = self._asked = False
 
     def _note_write(self, before: bytes, version: bytes) -> None:
         """This process has written. If others did so unheard of before, the whole has to be read again."""

@@ -100,11 +100,16 @@ class Tallies:
                 for name, reply in zip(names, replies, strict=True)
             }
 
+    def open(self) -> None:
+        """Let the background work again, after a close. No round trip."""
+        self._closed = False
+
     async def close(self) -> None:
         """Send what was counted last, and let the background go. At most one round trip. Safe to call twice."""
         self._closed = True
         async with self._flushing:  # what is on its way arrives before the loop that sent it ends
             await self._background.close()
+            self._running = False
             await self._flush()
 
     def _begin(self, field: str, amount: float) -> None:
