@@ -8,7 +8,7 @@ from benchmarks.ratelimit.load import PERIOD_SECONDS, Algorithm, Limit, serve_ra
 from counterseal.core.settings import Settings
 from counterseal.ratelimit.limit import Algorithm as By
 from counterseal.ratelimit.limit import Limit as Rule
-from counterseal.ratelimit.policy import Policy
+from counterseal.ratelimit.policy import Policy, WithoutRedis
 from counterseal.ratelimit.service import RateLimits
 from counterseal.store.keys import Keys
 from counterseal.store.open import open_store
@@ -19,7 +19,7 @@ async def opened(url: str, concurrency: int, algorithm: Algorithm, count: int) -
     settings = Settings.load({"REDIS_URL": url})
     by = By("sliding_window" if algorithm == "any" else algorithm)
     period = timedelta(seconds=PERIOD_SECONDS)
-    policy = Policy("benchmark", (Rule(count, period, by),))
+    policy = Policy("benchmark", (Rule(count, period, by),), WithoutRedis.CLOSED)
     async with open_store(settings) as store:
         limits = RateLimits(store, keys=Keys(settings.namespace), policies=(policy,))
         limiter = limits.limiter("benchmark")
@@ -29,6 +29,8 @@ async def opened(url: str, concurrency: int, algorithm: Algorithm, count: int) -
 
         try:
             yield limit
+            if lost := limits.totals[policy.name].degraded:
+                raise RuntimeError(f"{lost} decisions were made without Redis")
         finally:
             await limits.close()
 
