@@ -128,14 +128,15 @@ async def test_what_is_counted_elsewhere_decides_and_is_closed_when_that_fails_t
         RuntimeError("the database is away"),
     ]
 
-    async def elsewhere(name: str, identifier: str, cost: int) -> Decision | None:
-        asked.append((name, identifier, cost))
-        answer = answers[len(asked) - 1]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    class Ledger(Elsewhere):
+        async def charge(self, name: str, identifier: str, cost: int) -> Decision | None:
+            asked.append((name, identifier, cost))
+            answer = answers[len(asked) - 1]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
-    async with limits_on(valkey, elsewhere={"auth": elsewhere}) as (limits, _):
+    async with limits_on(valkey, elsewhere={"auth": Ledger()}) as (limits, _):
         assert (await limits.auth.limit("ada")).remaining == 9
         assert asked == []
         valkey.kill()
@@ -151,11 +152,11 @@ async def test_what_is_counted_elsewhere_decides_and_is_closed_when_that_fails_t
 
 
 async def test_elsewhere_for_a_limiter_that_does_not_exist_is_refused(valkey: Server) -> None:
-    async def elsewhere(name: str, identifier: str, cost: int) -> Decision | None: ...
+    class Ledger(Elsewhere): ...
 
     async with store_on(valkey) as store:
         with pytest.raises(UnknownName, match="no limiter is named 'atuh'"):
-            RateLimits(store, keys=KEYS, elsewhere={"atuh": elsewhere})
+            RateLimits(store, keys=KEYS, elsewhere={"atuh": Ledger()})
 
 
 @pytest.mark.every_loop

@@ -105,7 +105,7 @@ def test_a_limit_that_makes_no_sense_is_refused_with_field_expectation_and_value
         ),
         (
             ("a", (Limit(1, MINUTE),), "ajar"),
-            "policy.without_redis: expected open, closed or a function.*'ajar'",
+            "policy.without_redis: expected open, closed or an Elsewhere; came: 'ajar'",
         ),
         (
             ("a", (Limit(1, MINUTE),), WithoutRedis.OPEN, {"": (Limit(1, MINUTE),)}),

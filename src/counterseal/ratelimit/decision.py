@@ -30,7 +30,10 @@ class Decision(msgspec.Struct, frozen=True):
     this call; of a `BLOCKED` one, when it was refused. `reset`: when the limit is whole again if nothing more comes,
     in UTC. `retry_after`: the time after which the same call will be allowed if nothing more comes, to the millisecond;
     None when it is allowed, when it never can be (it costs more than the limit), and when nobody can tell (denied,
-    unavailable). `degraded`: Redis did not answer, so this was not decided for all processes together.
+    unavailable). `degraded`: Redis did not answer, so this was not decided for all processes together. `per`: the
+    period of the limit that it tells of, by which several are told apart; None when no limit has decided.
+
+    A struct and not a dataclass, because every call makes one: it takes a tenth of the time.
     """
 
     success: bool
@@ -40,3 +43,4 @@ class Decision(msgspec.Struct, frozen=True):
     retry_after: timedelta | None
     reason: Reason
     degraded: bool = False
+    per: timedelta | None = None

@@ -153,12 +153,18 @@ class Limiter:
                 return self._locally(subject, cost, now_ms, charge=False)
             return self._unavailable(subject, now_ms)
 
-    async def refund(self, identifier: str, cost: int = 1, *, plan: str | None = None) -> bool:
-        """Give back what was charged, as for a code that was right. One round trip.
+    async def refund(
+        self, identifier: str, cost: int = 1, *, plan: str | None = None, decision: Decision | None = None
+    ) -> bool:
+        """Give back what was charged, as for a code that was right; whether it was given back. One round trip.
 
-        At most what was charged in the current window comes back. Every process hears of it, so nobody stays blocked.
+        `decision` is what `limit` answered: of one that charged nothing (refused, exempt) nothing is given back, and
+        of a degraded one only where it was counted, without a round trip. At most what was charged in the current
+        window comes back. Every process hears of it, so nobody stays blocked.
         False when Redis does not answer: then only this process's own window has it back.
         """
+        if decision is not None and (not decision.success or decision.reason is Reason.EXEMPT):
+            return False
         subject = await self._meet(self._subjects_of(plan), identifier, plan)
         _check_cost(cost)
         now_ms = self._now_ms()
@@ -335,7 +341,7 @@ class Limiter:
 
     async def _count_elsewhere(self, elsewhere: Elsewhere, identifier: str, cost: int) -> Decision | None:
         try:
-            decision = await elsewhere(self.name, identifier, cost)
+            decision = await elsewhere.charge(self.name, identifier, cost)
         except Exception:
             logger.exception(
                 "what counts for the limiter %s while Redis does not answer has failed", self.name

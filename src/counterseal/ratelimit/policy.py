@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, TypeAlias, cast
+from typing import Final, Protocol, cast, runtime_checkable
 
 from counterseal.core.errors import ConfigurationError
 from counterseal.ratelimit.decision import Decision
@@ -26,11 +26,20 @@ class WithoutRedis(StrEnum):
     """Everything is refused."""
 
 
-Elsewhere: TypeAlias = Callable[[str, str, int], Awaitable[Decision | None]]
-"""Counts elsewhere while Redis does not answer: `await elsewhere(limiter, identifier, cost)`.
+@runtime_checkable
+class Elsewhere(Protocol):
+    """Counts for a limiter while Redis does not answer, as in a database. Each call has 2 seconds.
 
-None means that it can't either: then the call is refused.
-"""
+    `name` is that of the limiter. What takes longer, or raises, is a refusal, and nothing is given back.
+    """
+
+    async def charge(self, name: str, identifier: str, cost: int) -> Decision | None:
+        """Decide, and charge `cost` if it is allowed. None when it can't be told: then the call is refused."""
+        ...
+
+    async def refund(self, name: str, identifier: str, cost: int) -> bool:
+        """Give back what `charge` has charged, as for a code that was right; whether that was done."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +64,9 @@ class Policy:
             )
         object.__setattr__(self, "limits", checked_limits("policy.limits", self.limits))
         without = cast("object", self.without_redis)
-        if not isinstance(without, WithoutRedis) and not callable(without):
+        if not isinstance(without, (WithoutRedis, Elsewhere)):
             raise ConfigurationError(
-                f"policy.without_redis: expected open, closed or a function that counts; came: {without!r}"
+                f"policy.without_redis: expected open, closed or an Elsewhere; came: {without!r}"
             )
         plans = {
             checked_plan("policy.plans", plan): checked_limits(f"policy.plans[{plan!r}]", limits)
