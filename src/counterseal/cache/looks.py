@@ -106,7 +106,7 @@ class Looks(Generic[T]):
         """The key of a value. Raises `ConfigurationError` for what is no identifier."""
         try:
             escaped = escape(identifier)
-        except (AttributeError, UnicodeEncodeError):
+        except (AttributeError, TypeError, UnicodeEncodeError):
             escaped = ""
         if not escaped:
             came = type(identifier).__name__ if identifier else "an empty one"

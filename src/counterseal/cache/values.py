@@ -336,7 +336,8 @@ class KindCache(Generic[T]):
     # -- what a flight asks --------------------------------------------------------------------------------------
 
     def slot(self, identifier: str) -> Slot:
-        """The atomic calls for one value."""
+        """The atomic calls for one value. Raises `ConfigurationError` for what is no identifier."""
+        self._looks.key(identifier)
         return Slot(self._store, self._keys, self.kind.name, identifier, self.kind.near is not None)
 
     async def look(self, identifier: str, tags: tuple[str, ...]) -> Look:
