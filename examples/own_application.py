@@ -10,10 +10,10 @@ from datetime import timedelta
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
 
-from counterseal import Counterseal, Kind
-from counterseal.web import RateLimitMiddleware, ResponseCache, StoredResponse, create_app, limited
+from counterseal import Counterseal
+from counterseal.web import RateLimitMiddleware, ResponseCache, create_app, limited, response_kind
 
-PAGES = Kind("page", timedelta(minutes=1), type=StoredResponse, stale_if_error=timedelta(hours=1))
+PAGES = response_kind("page", timedelta(minutes=1), stale_if_error=timedelta(hours=1))
 
 seal = Counterseal.open(kinds=[PAGES])
 pages = ResponseCache(seal, kind=PAGES)

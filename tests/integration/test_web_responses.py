@@ -23,14 +23,14 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from counterseal import ConfigurationError, Counterseal, Kind, Settings
-from counterseal.web import ResponseCache, StoredResponse, note_session_read
+from counterseal.web import ResponseCache, StoredResponse, note_session_read, response_kind
 from support.backends import PATIENT
 from support.gateway import serving
 from support.servers import Server
 from support.stores import travel
 from support.waiting import eventually
 
-PAGES = Kind("page", timedelta(minutes=5), type=StoredResponse, early_refresh=False)
+PAGES = response_kind("page", timedelta(minutes=5), early_refresh=False)
 HIT = "counterseal; hit"
 STORED = "counterseal; fwd=uri-miss; stored"
 MISS = "counterseal; fwd=uri-miss"
@@ -214,7 +214,7 @@ async def test_around_a_whole_fastapi_application_nothing_is_kept(house: House) 
 async def test_a_response_in_the_memory_of_the_process_is_forgotten_like_any_other(
     valkey: Server, tmp_path: Path
 ) -> None:
-    kind = Kind("page", timedelta(minutes=5), type=StoredResponse, near=timedelta(minutes=1))
+    kind = response_kind("page", timedelta(minutes=5), near=timedelta(minutes=1))
     async with house_on(valkey, tmp_path, kind) as house:
         counted = Counted()
         pages = house.pages(kind)
@@ -326,6 +326,21 @@ async def test_what_differs_in_host_or_query_is_apart_and_the_order_of_names_doe
     assert told(await client.get("http://A.EXAMPLE/?a=1&b=2")) == HIT
 
 
+async def test_only_queries_of_declared_parameters_are_kept(house: House) -> None:
+    counted = Counted(lambda request: PlainTextResponse(str(request.query_params)))
+    client = await house.serving(counted.endpoint(), query=["page", "per page"])
+    for number in range(20):
+        for url in (f"/?made-up={number}", f"/?page=1&x={number}", f"/?={number}"):
+            answer = await client.get(url)
+            assert (answer.status_code, told(answer)) == (200, "counterseal; fwd=bypass; detail=query")
+    assert (counted.total, house.entries()) == (60, 0)
+    for url in ("/", "/?page=1", "/?page=2&per+page=5", "/?p%61ge=3"):
+        assert [told(await client.get(url)) for _ in range(2)] == [STORED, HIT]
+    none = await house.serving(counted.endpoint(), query=[])
+    assert told(await none.get("/n?page=1")) == "counterseal; fwd=bypass; detail=query"
+    assert told(await none.get("/n")) == STORED
+
+
 async def test_tenants_are_apart_on_one_host(house: House) -> None:
     def tenant(scope: Scope) -> str:
         return Request(scope).headers["x-tenant"]
@@ -395,6 +410,9 @@ class Sessions:
         await self.app(scope, receive, send)
 
 
+NAMED = ("X-Forwarded-For", "Forwarded", "X-Request-ID", "Traceparent", "Authorization")
+"""Headers that are read for limits, logs and traces, and that a handler may well answer from."""
+
 READERS: dict[str, Callable[[Request], object]] = {
     "the session": lambda request: request.session.get("user"),
     "the session, by a copy of the scope": lambda request: {**request.scope}["session"].get("user"),
@@ -414,6 +432,57 @@ def reading(read: Callable[[Request], object]) -> Counted:
         return PlainTextResponse(f"private to {who(request.scope)}")
 
     return Counted(answer)
+
+
+class Reading:
+    """A middleware that reads every header, as one that limits or logs does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            assert dict(Request(scope).headers)
+        await self.app(scope, receive, send)
+
+
+@pytest.mark.parametrize("name", NAMED)
+async def test_an_answer_made_from_a_header_that_limits_and_logs_read_is_shared_only_where_declared(
+    house: House, name: str
+) -> None:
+    counted = Counted(
+        lambda request: PlainTextResponse(request.headers[name], headers={"Cache-Control": "public"})
+    )
+    undeclared, apart, shared = [
+        await house.client(
+            Starlette(
+                routes=[
+                    Route("/{path}", counted.endpoint(), middleware=[Middleware(house.pages(**options))])
+                ],
+                middleware=[Middleware(Reading)],
+            )
+        )
+        for options in ({}, {"vary": [name]}, {"ignore": [name]})
+    ]
+    for value in ("one", "two", "one", "two"):
+        answer = await undeclared.get("/a", headers={name: value})
+        assert (answer.text, "stored" in told(answer)) == (value, False)
+        assert (await apart.get("/b", headers={name: value})).text == value
+        assert (await shared.get("/c", headers={name: value})).text == "one"
+    assert counted.runs == {"/a": 4, "/b": 2, "/c": 1}
+
+
+@pytest.mark.parametrize("name", NAMED)
+async def test_what_reads_headers_outside_of_the_cache_keeps_nothing_out(house: House, name: str) -> None:
+    counted = Counted(lambda request: PlainTextResponse("x", headers={"Cache-Control": "public"}))
+    app = Starlette(
+        routes=[Route("/", counted.endpoint(), middleware=[Middleware(house.pages())])],
+        middleware=[Middleware(Reading)],
+    )
+    client = await house.client(app)
+    for value in ("one", "two"):
+        assert (await client.get("/", headers={name: value})).text == "x"
+    assert counted.total == 1
 
 
 @pytest.mark.parametrize("what", READERS)
@@ -807,24 +876,24 @@ async def test_a_longer_life_than_that_of_the_kind_is_not_granted(house: House) 
     assert (await client.get("/")).text == "run 2"
 
 
-@pytest.mark.parametrize("strict", [False, True])
-async def test_a_stale_response_is_given_while_a_new_one_is_made_unless_it_forbids_that(
-    valkey: Server, tmp_path: Path, strict: bool
+@pytest.mark.parametrize(
+    ("control", "ends"),
+    [("", PAGES.ttl * 1.2), ("max-age=20", timedelta(seconds=20)), ("max-age=20, public", PAGES.ttl)],
+)
+async def test_a_stale_response_is_given_while_a_new_one_is_made(
+    valkey: Server, tmp_path: Path, control: str, ends: timedelta
 ) -> None:
-    kind = Kind(
-        "page", timedelta(minutes=5), type=StoredResponse, stale_while_revalidate=timedelta(minutes=5)
-    )
-    control = {"Cache-Control": "must-revalidate"} if strict else {}
+    kind = response_kind("page", timedelta(minutes=5), stale_while_revalidate=timedelta(minutes=10))
+    headers = {"Cache-Control": control} if control else {}
     async with house_on(valkey, tmp_path, kind) as house:
-        counted = Counted(lambda request: PlainTextResponse(f"run {counted.total}", headers=control))
+        counted = Counted(lambda request: PlainTextResponse(f"run {counted.total}", headers=headers))
         client = await house.serving(counted.endpoint(), pages=house.pages(kind))
         await client.get("/")
-        travel(house.seal.store, timedelta(minutes=6))
+        travel(house.seal.store, ends)
         second = await client.get("/")
-        if strict:
-            assert second.text == "run 2"
-            return
-        assert (second.text, told(second)) == ("run 1", "counterseal; hit; detail=stale")
+        assert second.text == "run 1"
+        assert told(second).startswith(HIT)
+        assert told(second).endswith("; detail=stale")
 
         async def renewed() -> bool:
             return (await client.get("/")).text == "run 2"
@@ -833,20 +902,141 @@ async def test_a_stale_response_is_given_while_a_new_one_is_made_unless_it_forbi
         assert counted.total == 2
 
 
-async def test_a_stale_response_is_given_when_the_handler_fails(valkey: Server, tmp_path: Path) -> None:
-    kind = Kind("page", timedelta(minutes=5), type=StoredResponse, stale_if_error=timedelta(minutes=5))
+@pytest.mark.parametrize(
+    ("control", "ends"),
+    [("", PAGES.ttl * 1.2), ("max-age=20", timedelta(seconds=20)), ("max-age=20, public", PAGES.ttl)],
+)
+async def test_a_stale_response_is_given_when_the_handler_fails_for_as_long_as_its_kind_says(
+    valkey: Server, tmp_path: Path, control: str, ends: timedelta
+) -> None:
+    kind = response_kind("page", timedelta(minutes=5), stale_if_error=timedelta(minutes=10))
+    headers = {"Cache-Control": control} if control else {}
     async with house_on(valkey, tmp_path, kind) as house:
-        statuses = iter([200, 503, 500, 200])
+
+        def page(request: Request) -> Response:
+            if counted.total == 4:
+                raise RuntimeError("broken")
+            status = {2: 503, 3: 500, 6: 502}.get(counted.total, 200)
+            return PlainTextResponse(f"run {counted.total}", status_code=status, headers=headers)
+
+        counted = Counted(page)
+        client = await house.serving(counted.endpoint(), pages=house.pages(kind))
+        await client.get("/")
+        travel(house.seal.store, ends)
+        for _ in range(3):
+            answer = await client.get("/")
+            assert (answer.status_code, answer.text) == (200, "run 1")
+            assert told(answer).endswith("; detail=stale")
+        assert ((await client.get("/")).text, counted.total) == ("run 5", 5)
+        travel(house.seal.store, PAGES.ttl * 1.2 + kind.stale_if_error)
+        assert (await client.get("/")).status_code == 502
+
+
+@pytest.mark.parametrize(
+    "control",
+    [
+        "must-revalidate",
+        "max-age=20, must-revalidate",
+        "proxy-revalidate, max-age=20",
+        "s-maxage=20",
+        "s-maxage=3600",
+    ],
+)
+async def test_a_stale_response_that_forbids_it_is_not_given(
+    valkey: Server, tmp_path: Path, control: str
+) -> None:
+    day = timedelta(days=1)
+    kind = response_kind("page", timedelta(minutes=5), stale_while_revalidate=day, stale_if_error=day)
+    async with house_on(valkey, tmp_path, kind) as house:
+        statuses = {2: 503}
         counted = Counted(
-            lambda request: PlainTextResponse(f"run {counted.total}", status_code=next(statuses))
+            lambda request: PlainTextResponse(
+                f"run {counted.total}",
+                status_code=statuses.get(counted.total, 200),
+                headers={"Cache-Control": control},
+            )
+        )
+        client = await house.serving(counted.endpoint(), pages=house.pages(kind))
+        await client.get("/")
+        assert told(await client.get("/")).startswith(HIT)
+        travel(house.seal.store, timedelta(minutes=6))
+        answer = await client.get("/")
+        assert (answer.status_code, answer.text) == (503, "run 2")
+        answer = await client.get("/")
+        assert (answer.text, told(answer)) == ("run 3", STORED)
+
+
+async def test_who_says_how_old_a_response_may_be_gets_none_that_is_stale(
+    valkey: Server, tmp_path: Path
+) -> None:
+    kind = response_kind("page", timedelta(minutes=5), stale_if_error=timedelta(hours=1))
+    async with house_on(valkey, tmp_path, kind) as house:
+        counted = Counted(
+            lambda request: PlainTextResponse("x", status_code=200 if counted.total == 1 else 503)
         )
         client = await house.serving(counted.endpoint(), pages=house.pages(kind))
         await client.get("/")
         travel(house.seal.store, timedelta(minutes=6))
-        for _ in range(2):
-            answer = await client.get("/")
-            assert (answer.status_code, answer.text) == (200, "run 1")
-        assert (await client.get("/")).text == "run 4"
+        assert (await client.get("/")).status_code == 200
+        choosy = {"Cache-Control": "max-age=3600"}
+        assert (await client.get("/", headers=choosy)).status_code == 503
+        assert counted.total == 3
+
+
+async def test_an_ended_response_in_the_memory_of_the_process_is_given_no_more(
+    valkey: Server, tmp_path: Path
+) -> None:
+    kind = response_kind("page", timedelta(minutes=5), near=timedelta(minutes=5), early_refresh=False)
+    async with house_on(valkey, tmp_path, kind) as house:
+        counted = Counted(
+            lambda request: PlainTextResponse(f"run {counted.total}", headers={"Cache-Control": "max-age=20"})
+        )
+        client = await house.serving(counted.endpoint(), pages=house.pages(kind))
+
+        async def is_near() -> bool:
+            await client.get("/")
+            return house.seal.cache.near_bytes > 0
+
+        await eventually(is_near)
+        assert counted.total == 1
+        travel(house.seal.store, timedelta(seconds=20))
+        assert (await client.get("/")).text == "run 2"
+
+
+async def test_who_reads_an_ended_response_changes_nothing_that_another_process_may_be_renewing(
+    house: House,
+) -> None:
+    counted = Counted(
+        lambda request: PlainTextResponse(
+            "x",
+            status_code=200 if counted.total == 1 else 503,
+            headers={"Cache-Control": "max-age=20"},
+        )
+    )
+    client = await house.serving(counted.endpoint())
+    await client.get("/")
+    (key,) = house.server.execute("KEYS", "cs:cache:page:*")
+    stored = house.server.execute("GET", key)
+    travel(house.seal.store, timedelta(seconds=20))
+    assert (await client.get("/")).status_code == 503
+    assert house.server.execute("GET", key) == stored
+
+
+async def test_two_processes_renew_an_ended_response_once(valkey: Server, tmp_path: Path) -> None:
+    async with house_on(valkey, tmp_path / "one") as one, house_on(valkey, tmp_path / "two") as two:
+        gate = Gate(lambda request: PlainTextResponse("x", headers={"Cache-Control": "max-age=20"}))
+        gate.opened.set()
+        clients = [await house.serving(gate.endpoint()) for house in (one, two)]
+        await clients[0].get("/")
+        assert told(await clients[1].get("/")).startswith(HIT)
+        gate.opened.clear()
+        for house in (one, two):
+            travel(house.seal.store, timedelta(seconds=20))
+        asking = [asyncio.create_task(client.get("/")) for client in clients for _ in range(10)]
+        await eventually(lambda: gate.entered == 2)
+        gate.opened.set()
+        assert {answer.text for answer in await asyncio.gather(*asking)} == {"x"}
+        assert gate.entered == 2
 
 
 # -- many at once ------------------------------------------------------------------------------------------------------
@@ -926,6 +1116,42 @@ async def test_a_handler_that_fails_fails_for_each_by_itself_and_nothing_is_kept
     assert {answer.status_code for answer in await asyncio.gather(*asking)} == {500}
     assert gate.entered == 20
     assert house.entries() == 0
+
+
+async def test_a_handler_that_fails_is_not_run_at_once_by_all_who_waited_for_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boarded: list[object] = []
+    board = house.seal.cache._flights.board
+
+    def counted(*args: Any) -> Any:
+        boarded.append(args)
+        return board(*args)
+
+    monkeypatch.setattr(house.seal.cache._flights, "board", counted)
+    entered = running = most = 0
+    fail, go_on = asyncio.Event(), asyncio.Event()
+
+    async def endpoint(request: Request) -> Response:
+        nonlocal entered, running, most
+        entered += 1
+        if entered == 1:
+            await fail.wait()
+            raise RuntimeError("broken")
+        running += 1
+        most = max(most, running)
+        await go_on.wait()
+        running -= 1
+        return PlainTextResponse("x", status_code=503)
+
+    client = await house.serving(endpoint)
+    asking = [asyncio.create_task(client.get("/")) for _ in range(150)]
+    await eventually(lambda: len(boarded) == 150 and entered)
+    fail.set()
+    await eventually(lambda: running == 64)
+    go_on.set()
+    answers = Counter(answer.status_code for answer in await asyncio.gather(*asking))
+    assert (entered, most, answers) == (150, 64, {500: 1, 503: 149})
 
 
 async def test_a_client_that_goes_away_takes_the_response_from_nobody(house: House) -> None:
@@ -1190,7 +1416,7 @@ async def test_what_is_no_whole_response_is_passed_on_as_it_is_and_not_kept(
 async def test_a_response_too_large_for_its_kind_is_answered_once_and_not_kept(
     valkey: Server, tmp_path: Path
 ) -> None:
-    kind = Kind("page", timedelta(minutes=5), type=StoredResponse, max_value_bytes=10_000)
+    kind = response_kind("page", timedelta(minutes=5), max_value_bytes=10_000)
     async with house_on(valkey, tmp_path, kind) as house:
         big = {f"X-{number}": "x" * 1000 for number in range(12)}
         counted = Counted(lambda request: PlainTextResponse("x", headers=big))
@@ -1199,6 +1425,16 @@ async def test_a_response_too_large_for_its_kind_is_answered_once_and_not_kept(
         assert [answer.headers["X-3"] for answer in answers] == ["x" * 1000] * 2
         assert told(answers[0]) == f"{MISS}; detail=too-large"
         assert counted.total == 2
+
+
+async def test_what_the_cache_did_not_take_is_not_told_to_be_stored(valkey: Server, tmp_path: Path) -> None:
+    kind = response_kind("page", timedelta(minutes=5), max_value_bytes=10_000)
+    async with house_on(valkey, tmp_path, kind) as house:
+        # Each of these is six characters of JSON, which is known only when it is written.
+        counted = Counted(lambda request: PlainTextResponse("x", headers={"X-Odd": "\x01" * 2000}))
+        client = await house.serving(counted.endpoint(), pages=house.pages(kind))
+        assert [told(await client.get("/")) for _ in range(2)] == [MISS, MISS]
+        assert (counted.total, house.entries()) == (2, 0)
 
 
 async def test_over_real_http_kept_and_passed_on_responses_have_all_their_bytes(house: House) -> None:
@@ -1425,9 +1661,13 @@ async def test_what_does_not_fit_together_is_refused_with_what_is_expected(
     valkey: Server, tmp_path: Path
 ) -> None:
     untyped = Kind("untyped", timedelta(minutes=5))
-    async with house_on(valkey, tmp_path, PAGES, untyped) as house:
-        with pytest.raises(ConfigurationError, match=r"Kind untyped: type: expected StoredResponse"):
-            house.pages(untyped)  # type: ignore[arg-type]
+    typed = Kind("typed", timedelta(minutes=5), type=StoredResponse)
+    async with house_on(valkey, tmp_path, PAGES, untyped, typed) as house:
+        for kind in (untyped, typed):
+            with pytest.raises(
+                ConfigurationError, match=rf"Kind {kind.name}: expected what response_kind\('"
+            ):
+                house.pages(kind)  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match=r"max_body_bytes: expected from 1 to \d+.*came: 0"):
             house.pages(max_body_bytes=0)
         with pytest.raises(ConfigurationError, match=r"came: 1048576"):
@@ -1436,6 +1676,9 @@ async def test_what_does_not_fit_together_is_refused_with_what_is_expected(
             house.pages(statuses=(200, 206, 304, 101))
         with pytest.raises(ConfigurationError, match=r"vary: expected names of headers"):
             house.pages(vary=["*"])
+        for name in ("vary", "ignore", "query"):
+            with pytest.raises(ConfigurationError, match=rf"{name}: expected several names.*came: 'page'"):
+                house.pages(**{name: "page"})
 
 
 async def test_two_applications_share_nothing_but_what_is_stored(house: House) -> None:

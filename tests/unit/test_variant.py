@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, quote_plus
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterseal.web.variant import headers_of, path_tag, sorted_query, variant_key
+from counterseal.web.variant import headers_of, path_tag, query_names, sorted_query, variant_key
 
 TEXT = st.text(max_size=12)
 NAMES = st.sampled_from(["a", "b", "%61", "a b", "a+b", "", "ä", "a&b", "a=b"])
@@ -50,6 +50,17 @@ def test_queries_with_one_key_are_the_same_to_a_handler(pairs: list[tuple[str, s
 def test_names_that_differ_only_in_their_encoding_keep_their_order() -> None:
     assert sorted_query(b"%61=1&a=2") != sorted_query(b"a=2&%61=1")
     assert sorted_query(b"b=1&a=2&&") == sorted_query(b"a=2&b=1") == ["a=2", "b=1"]
+
+
+@given(PAIRS)
+def test_the_names_of_a_query_are_those_that_a_handler_sees(pairs: list[tuple[str, str]]) -> None:
+    query = written(pairs)
+    assert query_names(query) == seen_by_handler(query).keys()
+
+
+def test_a_name_in_another_encoding_is_the_same_name() -> None:
+    assert query_names(b"p%61ge=1&&page=2&page&a+b=1") == {"page", "a b"}
+    assert query_names(b"") == query_names(b"&") == frozenset()
 
 
 Facts = tuple[str, str, str, str | None, str | None, bool]

@@ -6,7 +6,7 @@ from counterseal.web.charges import Charge
 from counterseal.web.limits import ROUTES, RateLimitMiddleware, limited
 from counterseal.web.reads import note_session_read
 from counterseal.web.responses import ResponseCache
-from counterseal.web.stored import StoredResponse
+from counterseal.web.stored import StoredResponse, response_kind
 
 __all__ = [
     "ROUTES",
@@ -18,4 +18,5 @@ __all__ = [
     "create_app",
     "limited",
     "note_session_read",
+    "response_kind",
 ]

@@ -2,7 +2,7 @@
 
 ::
 
-    PAGES = Kind("page", timedelta(minutes=5), type=StoredResponse)
+    PAGES = response_kind("page", timedelta(minutes=5))
 
     seal = Counterseal(settings, kinds=[PAGES])
     pages = ResponseCache(seal, kind=PAGES, vary=["Accept-Language"])
@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Iterable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
@@ -42,7 +43,7 @@ from counterseal.web.capture import Capture, Complete
 from counterseal.web.freshness import Refusal
 from counterseal.web.reads import Reads, WatchedRequest, WatchedScope, reads_of
 from counterseal.web.rules import Asked, Rules
-from counterseal.web.stored import StoredResponse, answer, response_of
+from counterseal.web.stored import StoredResponse, answer, is_response_kind, response_of
 from counterseal.web.variant import path_tag
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ _MADE_NOW: Final = frozenset({Source.LOADED, Source.DEGRADED})
 _ROUTED: Final = ("endpoint", "path_params", "route")
 _MOST_TOLD: Final = 1000
 _ROOM_FOR_HEADERS: Final = 4096
+_RUNS_AFTER_FAILURE: Final = 64
+"""So many of those who waited for a handler that failed have it run at once, in one process."""
 
 CACHE_NAME: Final = "counterseal"
 """What `Cache-Status` calls this cache (RFC 9211)."""
@@ -67,9 +70,8 @@ class _NotKeptError(Exception):
 class ResponseCache:
     """Keeps responses to GET, and answers GET and HEAD from them, also with 304. Make it once, with the application.
 
-    - `kind`: its `ttl` is how long a response lives at most; `max-age` and the like of a response shorten that. Its
-      `stale_while_revalidate`, `stale_if_error`, `near` and `negative_ttl` work as for any value: for `negative_ttl`
-      a request whose response was not to be kept is passed on at once.
+    - `kind`: what `response_kind` made. Its `ttl` is how long a response lives at most; `max-age` and the like of a
+      response shorten that.
     - `vary`: request headers with an entry for each value. They are added to `Vary`.
     - `personal`: names the user who asks, from the scope; there is an entry for each, which
       `seal.cache.invalidate_user` forgets. None passes the request on.
@@ -78,6 +80,7 @@ class ResponseCache:
     - `statuses`: those that are kept.
     - `ignore`: what a handler reads although its response does not depend on who asks: request headers, `user`, `auth`,
       and members of `request.state`, as `state.pool`.
+    - `query`: names of the query parameters that count; a request with any other is passed on. By default all count.
     - `max_body_bytes`: longer bodies are passed on as they come, and not kept. By default what the kind has room for.
 
     Raises `ConfigurationError` when these do not fit together.
@@ -94,6 +97,7 @@ class ResponseCache:
         tags: Callable[[Scope], Iterable[str]] | None = None,
         statuses: Collection[int] = (200,),
         ignore: Iterable[str] = (),
+        query: Iterable[str] | None = None,
         max_body_bytes: int | None = None,
     ) -> None:
         self._cache = seal.cache
@@ -108,14 +112,19 @@ class ResponseCache:
             tags=tags,
             statuses=statuses,
             ignore=ignore,
+            query=query,
         )
         room = (self._kind.max_value_bytes - _ROOM_FOR_HEADERS) // 4 * 3
         self._most_bytes = room if max_body_bytes is None else max_body_bytes
         self._told: set[tuple[str, str]] = set()
         self._left: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(_RUNS_AFTER_FAILURE)
         faults = self._rules.faults()
-        if self._kind.type is not StoredResponse:
-            faults.append(f"Kind {self._kind.name}: type: expected StoredResponse; came: {self._kind.type!r}")
+        if not is_response_kind(self._kind):
+            faults.append(
+                f"Kind {self._kind.name}: expected what response_kind({self._kind.name!r}, ...) of counterseal.web"
+                " makes; came: a kind that knows nothing of the lifetimes of responses"
+            )
         if not 1 <= self._most_bytes <= room:
             faults.append(
                 f"max_body_bytes: expected from 1 to {room}, which {self._kind.name} has room for in its"
@@ -192,12 +201,14 @@ class ResponseCache:
             result = await self._find(scope, asked, load)
             if result is not None and result.value is not None:
                 own = load.run is not None and result.source in _MADE_NOW
-                await self._give(result.value, result.source, send, asked, own=own)
+                await self._give(result.value, result, send, asked, own=own)
                 if own:
                     await load.taken().finish()
             elif load.run is not None:
                 told = f"fwd=uri-miss; detail={load.refusal}" if load.refusal else "fwd=uri-miss"
                 await load.taken().deliver(_telling(send, told, head=asked.head))
+            elif load.failed:
+                await self._pass_on_in_turn(app, scope, receive, send)
             else:
                 await _pass_on(app, scope, receive, send, told="fwd=uri-miss")
         finally:
@@ -206,30 +217,39 @@ class ResponseCache:
     async def _find(self, scope: Scope, asked: Asked, load: _Load) -> Result[StoredResponse] | None:
         """What is stored, or was made now; None when there is nothing to give to this client."""
         try:
-            for _ in range(2):
-                result = await self._values.find_or_load(asked.key, load, tags=asked.tags)
-                stored = result.value
-                if stored is None or result.source in _MADE_NOW:
-                    return result
-                now_ms = self._now_ms()
-                if not (stored.expired(now_ms) or (stored.strict and result.source is Source.STALE)):
-                    return None if stored.age_s(now_ms) > asked.most_age_s else result
-                # It has outlived its own headers, and the kind does not know.
-                await self._values.invalidate(asked.key)
+            result = await self._values.find_or_load(asked.key, load, tags=asked.tags)
         except _NotKeptError:
+            load.failed = True
             return None
         except CountersealError as error:
             self._tell(scope, error.code)
-        return None
+            return None
+        if result.value is None or result.source in _MADE_NOW or asked.most_age_s is None:
+            return result
+        # Who says how old a response may be takes none that has ended (RFC 9111, 5.2.1.1).
+        too_old = result.source is Source.STALE or result.value.age_s(self._now_ms()) > asked.most_age_s
+        return None if too_old else result
+
+    async def _pass_on_in_turn(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the handler answer by itself, with so many others at once until it begins to answer."""
+        async with AsyncExitStack() as turn:
+            await turn.enter_async_context(self._turns)
+
+            async def send_on(message: Message) -> None:
+                await turn.aclose()
+                await send(message)
+
+            await _pass_on(app, scope, receive, send_on, told="fwd=uri-miss")
 
     async def _give(
-        self, stored: StoredResponse, source: Source, send: Send, asked: Asked, *, own: bool
+        self, stored: StoredResponse, result: Result[StoredResponse], send: Send, asked: Asked, *, own: bool
     ) -> None:
+        source = result.source
         age_s = stored.age_s(self._now_ms())
-        if source is Source.LOADED:
-            told = "fwd=uri-miss; stored" if own else "fwd=uri-miss; collapsed"
-        elif source is Source.DEGRADED:
-            told = "fwd=uri-miss" if own else "fwd=uri-miss; collapsed"
+        if source in _MADE_NOW and not own:
+            told = "fwd=uri-miss; collapsed"
+        elif source in _MADE_NOW:
+            told = "fwd=uri-miss; stored" if result.kept else "fwd=uri-miss"
         else:
             told = "hit" if stored.lives_s is None else f"hit; ttl={stored.lives_s - age_s}"
             told = f"{told}; detail=stale" if source is Source.STALE else told
@@ -317,6 +337,8 @@ class _Load:
     ) -> None:
         self.run: Capture | None = None
         self.refusal: Refusal | None = None
+        self.failed = False
+        """Whether a run failed that this request waited for."""
         self._begin = begin
         self._judged = judged
         self._left = left

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,11 +11,9 @@ from starlette.types import Scope
 
 from counterseal.web.freshness import Refusal, directives, refusal, seconds
 from counterseal.web.reads import SESSION, STATE, WATCHED, Reads, reads_of
-from counterseal.web.variant import headers_of, path_tag, variant_key
+from counterseal.web.variant import headers_of, path_tag, query_names, variant_key
 
 _CREDENTIALS: Final = frozenset({"cookie", "authorization"})
-_NEUTRAL: Final = frozenset({"forwarded", "traceparent", "tracestate", "x-forwarded-for", "x-request-id"})
-"""Headers that limits, logs and traces read, and on which no answer depends."""
 _OTHER_CONDITIONS: Final = ("range", "if-range", "if-match", "if-unmodified-since")
 """What a handler answers by itself."""
 _PARTS: Final = frozenset({206, 304})
@@ -27,14 +24,14 @@ class Asked:
     """What a request asks for that may be answered with a kept response.
 
     `headers` are by name in small letters; `authorised` is as in `variant_key`; `most_age_s` is how old an answer the
-    client takes; `reads` is what was read of the request so far.
+    client takes, None when it does not say; `reads` is what was read of the request so far.
     """
 
     key: str
     headers: Mapping[str, str]
     authorised: bool
     head: bool
-    most_age_s: int
+    most_age_s: int | None
     reads: Reads
     tags: list[str]
 
@@ -60,7 +57,13 @@ class Rules:
         tags: Callable[[Scope], Iterable[str]] | None,
         statuses: Collection[int],
         ignore: Iterable[str],
+        query: Iterable[str] | None,
     ) -> None:
+        self._texts = {
+            name: given
+            for name, given in {"vary": vary, "ignore": ignore, "query": query}.items()
+            if isinstance(given, str)
+        }
         self.vary = frozenset(name.lower() for name in vary)
         self.personal = personal is not None
         self._kind = kind
@@ -68,8 +71,8 @@ class Rules:
         self._tenant = tenant
         self._tags = tags
         self._statuses = frozenset(statuses)
-        # Authorised requests have entries of their own, which are kept only when the response itself allows it.
-        declared = {"authorization", *self.vary, *_NEUTRAL, *(name.lower() for name in ignore)}
+        self._query = None if query is None else frozenset(query)
+        declared = {*self.vary, *(name.lower() for name in ignore)}
         if tenant is None:
             declared.add("host")
         if "cookie" in self.vary:
@@ -95,19 +98,19 @@ class Rules:
             faults.append(f"statuses: expected those of whole responses; came: {', '.join(map(str, unfit))}")
         if "*" in self.vary:
             faults.append("vary: expected names of headers; came: '*'")
+        faults.extend(
+            f"{name}: expected several names, as a list; came: {given!r}"
+            for name, given in self._texts.items()
+        )
         return faults
 
     def ask(self, scope: Scope) -> Asked | Passed:
         """What a GET or HEAD asks for; or why it is passed on."""
         headers = headers_of(scope)
         said = directives(headers.items())
-        if not said.keys().isdisjoint({"no-store", "no-cache"}) or seconds(said.get("max-age", "1")) == 0:
-            return Passed("fwd=request")
-        if not said and headers.get("pragma") == "no-cache":
-            return Passed("fwd=request")
-        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        if has_body or any(name in headers for name in _OTHER_CONDITIONS):
-            return Passed("fwd=bypass")
+        told = self._passed(scope, headers, said)
+        if told is not None:
+            return Passed(told)
         user = None if self._user is None else self._user(scope)
         if self.personal and user is None:
             return Passed("fwd=bypass; detail=nobody")
@@ -121,7 +124,7 @@ class Rules:
             headers=headers,
             authorised=authorised,
             head=scope["method"] == "HEAD",
-            most_age_s=seconds(said["max-age"]) if "max-age" in said else sys.maxsize,
+            most_age_s=seconds(said["max-age"]) if "max-age" in said else None,
             reads=reads,
             tags=[
                 path_tag(self._kind, scope["path"]),
@@ -129,6 +132,19 @@ class Rules:
                 *(self._tags(scope) if self._tags is not None else ()),
             ],
         )
+
+    def _passed(self, scope: Scope, headers: Mapping[str, str], said: Mapping[str, str]) -> str | None:
+        """Why a request is passed on, whoever asks. `said` is what its `Cache-Control` says."""
+        if not said.keys().isdisjoint({"no-store", "no-cache"}) or seconds(said.get("max-age", "1")) == 0:
+            return "fwd=request"
+        if not said and headers.get("pragma") == "no-cache":
+            return "fwd=request"
+        has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        if has_body or any(name in headers for name in _OTHER_CONDITIONS):
+            return "fwd=bypass"
+        if self._query is not None and not query_names(scope.get("query_string", b"")) <= self._query:
+            return "fwd=bypass; detail=query"
+        return None
 
     def refusal(
         self, asked: Asked, status: int, headers: Collection[tuple[str, str]], now: datetime

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 import msgspec
 from starlette.types import Send
 
+from counterseal.cache.kind import MAX_VALUE_BYTES, Kind
 from counterseal.web.freshness import directives, lifetime_s, never_stale, varying
 from counterseal.web.validators import is_entity_tag, not_modified, strong_entity_tag
 
@@ -46,13 +47,13 @@ _HEAD_BYTES: Final = 512
 
 
 class StoredResponse(msgspec.Struct, frozen=True, array_like=True):
-    """A whole response: the type of a kind of responses, `Kind("page", timedelta(minutes=5), type=StoredResponse)`.
+    """A whole response: the type of a kind that `response_kind` makes.
 
     - `headers`: names in small letters; none that belongs to a connection or to one answer, and never a cookie.
     - `etag`: the handler's, else strong and made of the whole body.
     - `made_ms`: when it was complete, by the store's clock.
     - `lives_s`: how long its own headers let it be reused; None when they don't say, and the kind alone decides.
-    - `strict`: it is not to be used after that, even where the kind would hand out what is stale.
+    - `strict`: it is not to be used after its lifetime, even where the kind would hand out what is stale.
     """
 
     status: int
@@ -67,14 +68,57 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True):
         """How old it is in whole seconds."""
         return max(0, now_ms - self.made_ms) // 1000
 
-    def expired(self, now_ms: int) -> bool:
-        """Whether its own headers no longer let it be reused."""
-        return self.lives_s is not None and now_ms - self.made_ms >= self.lives_s * 1000
-
     def size(self) -> int:
         """At least as many bytes as its JSON text has, save for control characters in headers."""
         fields = sum(len(name) + len(value) + 6 for name, value in self.headers)
         return _HEAD_BYTES + fields + (len(self.body) + 2) // 3 * 4
+
+
+def _lives(stored: StoredResponse) -> timedelta | None:
+    """How long its own headers let a response be reused; None when they don't say."""
+    return None if stored.lives_s is None else timedelta(seconds=stored.lives_s)
+
+
+def _may_be_stale(stored: StoredResponse) -> bool:
+    """Whether its own headers let a response be used after its lifetime."""
+    return not stored.strict
+
+
+def response_kind(
+    name: str,
+    ttl: timedelta,
+    *,
+    negative_ttl: timedelta | None = timedelta(seconds=30),
+    stale_while_revalidate: timedelta = timedelta(0),
+    stale_if_error: timedelta = timedelta(0),
+    early_refresh: bool = True,
+    near: timedelta | None = None,
+    max_value_bytes: int = MAX_VALUE_BYTES,
+) -> Kind[StoredResponse]:
+    """A kind of responses for a `ResponseCache`: `response_kind("page", timedelta(minutes=5))`.
+
+    A `Kind` with these arguments, whose responses live shorter where their own headers say so, and are never given
+    after that where these forbid it. For `negative_ttl` a request whose response was not to be kept is passed on at
+    once. Raises `ConfigurationError` as `Kind` does.
+    """
+    return Kind(
+        name,
+        ttl,
+        type=StoredResponse,
+        negative_ttl=negative_ttl,
+        stale_while_revalidate=stale_while_revalidate,
+        stale_if_error=stale_if_error,
+        early_refresh=early_refresh,
+        near=near,
+        max_value_bytes=max_value_bytes,
+        lives=_lives,
+        may_be_stale=_may_be_stale,
+    )
+
+
+def is_response_kind(kind: Kind[Any]) -> bool:
+    """Whether `response_kind` made this kind."""
+    return (kind.type, kind.lives, kind.may_be_stale) == (StoredResponse, _lives, _may_be_stale)
 
 
 def response_of(

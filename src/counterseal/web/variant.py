@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_plus, unquote_to_bytes
 
 import msgspec
 from starlette.types import Scope
@@ -56,6 +56,12 @@ def sorted_query(query: bytes) -> list[str]:
     parts = [part for part in query.split(b"&") if part]
     parts.sort(key=lambda part: unquote_to_bytes(part.partition(b"=")[0].replace(b"+", b" ")))
     return [part.decode("latin-1") for part in parts]
+
+
+def query_names(query: bytes) -> frozenset[str]:
+    """The names of the parameters of a query, as a handler sees them."""
+    parts = query.decode("latin-1").split("&")
+    return frozenset(unquote_plus(part.partition("=")[0]) for part in parts if part)
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
