@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from counterseal.app import Counterseal
 from counterseal.cache.function import CachedFunction
 from counterseal.cache.kind import Kind
 from counterseal.cache.result import Source
@@ -23,6 +24,7 @@ from counterseal.ratelimit.policy import Policy
 from counterseal.ratelimit.service import RateLimits
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
+from counterseal.web import ResponseCache, response_kind
 from support.servers import Server
 from support.stores import store_on
 from support.waiting import eventually
@@ -30,6 +32,7 @@ from support.waiting import eventually
 KEYS = Keys()
 HOUR = timedelta(hours=1)
 BARE = Kind("bare", HOUR, early_refresh=False)
+PAGES = response_kind("page", HOUR)
 NEAR = Kind("near", HOUR, near=HOUR, owner="user")
 ONCE = Policy("once", (Limit(1, HOUR),))
 OFTEN = Policy("often", (Limit(1_000_000, HOUR),))
@@ -139,6 +142,10 @@ def decorated(house: House) -> CachedFunction:
     return house.bare.cached(load)
 
 
+def pages(house: House) -> ResponseCache:
+    return ResponseCache(cast("Counterseal", house), kind=PAGES)
+
+
 CASES = [
     Case(KindCache.get, "there", 1, lambda h: h.bare.get("d"), put),
     Case(KindCache.get, "not there", 1, lambda h: h.bare.get("d"), gone),
@@ -184,6 +191,7 @@ CASES = [
     Case(Cache.stats, "a day", 1, lambda h: h.cache.stats(24), count),
     Case(Cache.probe, "sound", 2, lambda h: h.cache.probe(), lambda h: h.cache.probe()),
     Case(Cache.close, "something counted", 1, lambda h: h.cache.close(), count),
+    Case(ResponseCache.invalidate, "two", 1, lambda h: pages(h).invalidate("/a", "/b")),
     Case(Limiter.limit, "allowed", 1, lambda h: h.limits.limiter("often").limit("a")),
     Case(Limiter.limit, "refused lately", 0, lambda h: h.limits.limiter("once").limit("blocked"), block),
     Case(Limiter.peek, "some", 1, lambda h: h.limits.limiter("often").peek("a")),
@@ -200,7 +208,7 @@ CASES = [
     Case(RateLimits.close, "something counted", 1, lambda h: h.limits.close(), count),
 ]  # fmt: skip
 
-SERVICES = (KindCache, CachedFunction, Cache, Limiter, RateLimits)
+SERVICES = (KindCache, CachedFunction, Cache, Limiter, RateLimits, ResponseCache)
 WITHIN = {"look", "generations", "keep"}
 """What the parts of the cache ask one another, at a cost that is in that of the calls above."""
 
@@ -209,7 +217,7 @@ WITHIN = {"look", "generations", "keep"}
 async def open_house(server: Server) -> AsyncIterator[House]:
     async with (
         store_on(server) as store,
-        Cache(store, keys=KEYS, kinds=[BARE, NEAR]) as cache,
+        Cache(store, keys=KEYS, kinds=[BARE, NEAR, PAGES]) as cache,
     ):
         limits = RateLimits(store, keys=KEYS, policies=[ONCE, OFTEN])
         try:
