@@ -41,6 +41,7 @@ from counterseal.cache.result import Result, Source
 from counterseal.core.errors import ConfigurationError, CountersealError
 from counterseal.web.capture import Capture, Complete
 from counterseal.web.freshness import Refusal
+from counterseal.web.load import Load, NotKeptError
 from counterseal.web.reads import Reads, WatchedRequest, WatchedScope, reads_of
 from counterseal.web.rules import Asked, Rules
 from counterseal.web.stored import StoredResponse, answer, is_response_kind, response_of
@@ -61,10 +62,6 @@ _RUNS_AFTER_FAILURE: Final = 64
 
 CACHE_NAME: Final = "counterseal"
 """What `Cache-Status` calls this cache (RFC 9211)."""
-
-
-class _NotKeptError(Exception):
-    """The response of this run says nothing about the next one. What a loader tells its flight; nobody else hears."""
 
 
 class ResponseCache:
@@ -192,7 +189,7 @@ class ResponseCache:
             await app(scope, receive, self._forgetting(scope["path"], send))
 
     async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, asked: Asked) -> None:
-        load = _Load(
+        load = Load(
             lambda: self._begin(app, scope, receive, asked),
             judged=self._judged(scope, asked),
             left=self._left,
@@ -214,11 +211,11 @@ class ResponseCache:
         finally:
             load.leave()
 
-    async def _find(self, scope: Scope, asked: Asked, load: _Load) -> Result[StoredResponse] | None:
+    async def _find(self, scope: Scope, asked: Asked, load: Load) -> Result[StoredResponse] | None:
         """What is stored, or was made now; None when there is nothing to give to this client."""
         try:
             result = await self._values.find_or_load(asked.key, load, tags=asked.tags)
-        except _NotKeptError:
+        except NotKeptError:
             load.failed = True
             return None
         except CountersealError as error:
@@ -323,57 +320,6 @@ class ResponseCache:
         self._told.add((route, reason))
         what = ", ".join(self._rules.undeclared(reads)) if reads and reason == Refusal.READ else ""
         logger.warning("a response of %s is not kept: %s", route, f"{reason} ({what})" if what else reason)
-
-
-class _Load:
-    """What loads the response of one request: it has its handler run, at most once, whatever the cache does."""
-
-    def __init__(
-        self,
-        begin: Callable[[], Capture],
-        *,
-        judged: Callable[[Complete | Refusal], StoredResponse | Refusal],
-        left: set[asyncio.Task[None]],
-    ) -> None:
-        self.run: Capture | None = None
-        self.refusal: Refusal | None = None
-        self.failed = False
-        """Whether a run failed that this request waited for."""
-        self._begin = begin
-        self._judged = judged
-        self._left = left
-        self._gone = False
-
-    async def __call__(self, key: str) -> StoredResponse | None:
-        """The response when it may be kept. None is kept in its place when none is: then nobody waits for another."""
-        if self.run is None:
-            self.run = self._begin()
-            if self._gone:
-                self._leave(self.run)
-        found = self._judged(await self.run.verdict())
-        if isinstance(found, StoredResponse):
-            return found
-        self.refusal = found
-        if found.passes:
-            raise _NotKeptError
-        return None
-
-    def taken(self) -> Capture:
-        """The run, which from now on is somebody else's to end."""
-        run, self.run = self.run, None
-        assert run is not None
-        return run
-
-    def leave(self) -> None:
-        """Say that the request has its answer: what runs now, or is begun later, runs for the cache alone."""
-        self._gone = True
-        if self.run is not None:
-            self._leave(self.run)
-
-    def _leave(self, run: Capture) -> None:
-        task = run.leave()
-        self._left.add(task)
-        task.add_done_callback(self._left.discard)
 
 
 async def _pass_on(app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, told: str) -> None:
