@@ -2,7 +2,7 @@
 
 | key | type | TTL | holds |
 | --- | --- | --- | --- |
-| `<ns>:cache:<kind>:{<id>}` | string | the kind's, its stale window and a minute; a tombstone's 2 min, twice the longest load that may fill | one cached value with the generations it was written under, or the tombstone of an invalidated one |
+| `<ns>:cache:<kind>:{<id>}` | string | the kind's, its stale window and 2 min; a tombstone's 2 min, twice the longest load that may fill | one cached value with the generations it was written under, or the tombstone of an invalidated one |
 | `<ns>:cachelease:<kind>:{<id>}` | string | a few seconds, prolonged while the load goes on | who loads a missing value |
 | `<ns>:cachetag:<tag>` | string | 30 days, prolonged by writes: 16 at the least after each, longer than any value | the generation of a tag; while it is absent nothing with the tag is valid |
 | `<ns>:cachegen:<kind>` | string | 30 days, prolonged by writes: 16 at the least after each, longer than any value | the generation of a kind; while it is absent nothing of the kind is valid |
