@@ -103,7 +103,7 @@ class Counterseal:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
             await stack.enter_async_context(self.cache)
-            stack.push_async_callback(self.rate_limits.close)
+            await stack.enter_async_context(self.rate_limits)
             await stack.enter_async_context(self.database)
             stack.push_async_callback(self.health.close)
             self._open = stack.pop_all()

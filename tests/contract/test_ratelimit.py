@@ -364,19 +364,154 @@ async def test_unknown_limiters_are_named_with_the_known_ones(limits: RateLimits
 
 
 async def test_bad_arguments_are_refused_with_field_expectation_and_value(limits: RateLimits) -> None:
-    for cost in (0, -1, 1.5, True, "1", None):
+    await limits.pdf_generation.limit("ada", 5)
+    await blocked(limits.pdf_generation, "ada")
+    await limits.deny("mallory")
+    for cost in (0, -1, 1.5, 1.0, True, "1", None, [1]):
         with pytest.raises(ConfigurationError, match="cost: expected a whole number of at least 1; came: "):
-            await limits.api.limit("ada", cost)  # type: ignore[arg-type]
-        with pytest.raises(ConfigurationError, match="cost: expected"):
-            await limits.api.refund("ada", cost)  # type: ignore[arg-type]
-    for identifier in ("", "x" * 1025, "é" * 513, "\ud800", 7):
+            await limits.pdf_generation.limit("ada", cost)  # type: ignore[arg-type]
+        for who in ("ada", "mallory"):
+            for call in (limits.api.limit, limits.api.peek, limits.api.refund):
+                with pytest.raises(ConfigurationError, match="cost: expected"):
+                    await call(who, cost)  # type: ignore[arg-type]
+    for bad in ("", "x" * 1025, "é" * 513, "\ud800", 7, ["ada"], None):
+        for call in (limits.api.limit, limits.api.peek, limits.api.refund):
+            with pytest.raises(ConfigurationError, match="identifier: expected text of 1 to 1024 bytes"):
+                await call(bad)  # type: ignore[arg-type]
+            if bad is not None:
+                with pytest.raises(ConfigurationError, match="plan: expected"):
+                    await call("ada", plan=bad)  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError, match="identifier: expected text of 1 to 1024 bytes"):
-            await limits.api.limit(identifier)  # type: ignore[arg-type]
+            await limits.api.reset(bad)  # type: ignore[arg-type]
+        for change in (limits.deny, limits.allow, limits.forget):
+            with pytest.raises(ConfigurationError, match="who: expected text of 1 to 1024 bytes"):
+                await change(bad)  # type: ignore[arg-type]
+        if bad is not None:
+            with pytest.raises(ConfigurationError, match="identifier: expected text of 1 to 1024 bytes"):
+                await limits.set_limits("api", Limit(1, MINUTE), identifier=bad)  # type: ignore[arg-type]
+            with pytest.raises(ConfigurationError, match="plan: expected"):
+                await limits.unset_limits("api", plan=bad)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="who: expected text of 1 to 1024 bytes; came: int"):
+        limits.listed(7)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match=r"who: expected .* as 10\.0\.0\.0/8; came: 10\.0\.0\.1/8"):
         await limits.deny("10.0.0.1/8")
+    with pytest.raises(ConfigurationError, match=r"who: expected .* came: 10\.0\.0\.1-10\.0\.0\.9"):
+        await limits.deny("10.0.0.1-10.0.0.9")
+    with pytest.raises(UnknownName, match="no limiter is named"):
+        await limits.set_limits(["api"], Limit(1, MINUTE))  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="expected a plan or an identifier; came: both"):
         await limits.set_limits("api", Limit(1, MINUTE), plan="a", identifier="b")
     with pytest.raises(ConfigurationError, match="limits: expected one Limit or several; came: none"):
         await limits.set_limits("api", [])
     with pytest.raises(ValueError, match="hours: expected 1 to 192; came: 0"):
         await limits.stats(0)
+    assert (await limits.api.limit("ada")).remaining == 99
+
+
+async def test_a_decision_tells_the_period_of_the_limit_it_tells_of(limits: RateLimits, store: Store) -> None:
+    uploads = limits.limiter("uploads")
+    await start_of_a_window(store)
+    assert (await uploads.limit("ada", 3)).per == MINUTE
+    assert (await uploads.limit("ada")).per == MINUTE
+    assert (await uploads.peek("ada")).per == MINUTE
+    assert (await uploads.limit("ada", 4)).per is not None
+    travel(store, 2 * MINUTE)
+    assert (await uploads.limit("ada")).per == DAY
+    assert (await blocked(uploads, "ada")).per == DAY
+    assert (await limits.email.limit("ada")).per == timedelta(hours=1)
+    await limits.deny("mallory")
+    assert (await limits.email.limit("mallory")).per is None
+
+
+async def test_a_block_ends_after_ten_seconds_though_nobody_lifts_it_and_tells_the_whole_time(
+    limits: RateLimits, store: Store
+) -> None:
+    """So that a message that was lost, or could not be sent, costs no more."""
+    await start_of_a_window(store)
+    await limits.pdf_generation.limit("ada", 5)
+    refusal = await blocked(limits.pdf_generation, "ada")
+    assert refusal.retry_after is not None
+    assert refusal.retry_after > MINUTE
+    await store.command("DEL", KEYS.rate_limit("pdf_generation", "sliding_window", 60_000, "ada"))
+    assert (await limits.pdf_generation.limit("ada")).reason is Reason.BLOCKED
+    travel(store, timedelta(seconds=10))
+    assert (await limits.pdf_generation.limit("ada")).success
+
+
+async def test_what_was_not_charged_is_not_given_back(limits: RateLimits, store: Store) -> None:
+    await start_of_a_window(store)
+    await limits.pdf_generation.limit("ada", 4)
+    refused = await limits.pdf_generation.limit("ada", 2)
+    before = store.counts.commands
+    assert await limits.pdf_generation.refund("ada", 2, decision=refused) is False
+    assert store.counts.commands == before
+    assert (await limits.pdf_generation.peek("ada")).remaining == 1
+    allowed = await limits.pdf_generation.limit("ada")
+    await limits.allow("ada")
+    exempt = await limits.pdf_generation.limit("ada")
+    await limits.forget("ada")
+    assert await limits.pdf_generation.refund("ada", decision=exempt) is False
+    assert (await limits.pdf_generation.peek("ada")).remaining == 0
+    assert await limits.pdf_generation.refund("ada", decision=allowed) is True
+    assert (await limits.pdf_generation.peek("ada")).remaining == 1
+
+
+async def test_a_reset_forgets_what_was_used_under_every_plan(limits: RateLimits, store: Store) -> None:
+    planned = limits.limiter("planned")
+    await limits.set_limits("planned", Limit(3, DAY), plan="new")
+    await limits.set_limits("planned", Limit(3, timedelta(hours=1)), identifier="bob")
+    for plan in (None, "gold", "new"):
+        await planned.limit("ada", 2, plan=plan)
+    await planned.limit("bob", 2)
+    await planned.reset("ada")
+    await planned.reset("bob")
+    found = [await planned.peek("ada", plan=plan) for plan in (None, "gold", "new")]
+    assert [decision.remaining for decision in found] == [2, 4, 3]
+    assert (await planned.peek("bob")).remaining == 3
+
+
+async def test_a_plan_whose_limits_were_taken_back_is_no_plan(limits: RateLimits) -> None:
+    planned = limits.limiter("planned")
+    await limits.set_limits("planned", Limit(9, MINUTE), plan="new")
+    assert (await planned.limit("ada", plan="new")).limit == 9
+    await planned.limit("ada", plan="gold")
+    assert set(planned._plans) == {None, "new", "gold"}
+    await limits.unset_limits("planned", plan="new")
+    assert set(planned._plans) == {None, "gold"}
+    assert (await planned.limit("ada", plan="new")).limit == 2
+
+
+async def test_who_is_denied_counts_as_refused_and_who_is_exempt_as_allowed(limits: RateLimits) -> None:
+    await limits.deny("mallory")
+    await limits.allow("bot")
+    for who in ("mallory", "mallory", "bot"):
+        await limits.api.limit(who)
+    assert limits.totals["api"] == LimiterCounts(allowed=1, refused=2)
+    assert await limits.top_refused("api") == [("mallory", 2)]
+
+
+async def test_a_service_that_was_closed_works_again_when_it_is_entered_again(
+    limits: RateLimits, others: RateLimits
+) -> None:
+    for _ in range(2):
+        async with limits:
+            await limits.pdf_generation.limit("ada", 5)
+            await blocked(limits.pdf_generation, "ada")
+            await others.pdf_generation.reset("ada")
+
+            async def allowed() -> bool:
+                return (await limits.pdf_generation.peek("ada")).success and (
+                    await limits.pdf_generation.limit("ada")
+                ).success
+
+            await eventually(allowed, within=4)
+            await others.pdf_generation.reset("ada")
+        # Closed, it does not hear what lifts a block, so it asks.
+        await limits.pdf_generation.limit("bob", 5)
+        assert [(await limits.pdf_generation.limit("bob")).reason for _ in range(2)] == [Reason.LIMITED] * 2
+        await others.pdf_generation.reset("bob")
+    await others.set_limits("pdf_generation", Limit(7, MINUTE))
+    async with limits:
+        assert (await limits.pdf_generation.limit("ada")).limit == 7  # read anew
+    await limits.close()
+    assert total((await others.stats(2))["pdf_generation"]) == limits.totals["pdf_generation"]

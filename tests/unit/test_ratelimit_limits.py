@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from counterseal import ratelimit
 from counterseal.core.errors import ConfigurationError, UnknownName
 from counterseal.ratelimit.decision import Decision, Reason
 from counterseal.ratelimit.limit import Algorithm, Limit
-from counterseal.ratelimit.lists import Lists, canonical
+from counterseal.ratelimit.lists import Lists, _parsed, canonical
 from counterseal.ratelimit.local import MOST_SUBJECTS, Subject, Subjects, Window
-from counterseal.ratelimit.policy import POLICIES, Policy, WithoutRedis
+from counterseal.ratelimit.policy import POLICIES, Elsewhere, Policy, WithoutRedis
 from counterseal.ratelimit.rules import Rules, limits_field, list_field, write_limits, write_listed
 from counterseal.ratelimit.scripts import charge_of
 from counterseal.ratelimit.service import RateLimits
@@ -112,6 +114,10 @@ def test_a_limit_that_makes_no_sense_is_refused_with_field_expectation_and_value
             "policy.plans: expected the name",
         ),
         (
+            ("a", (Limit(1, MINUTE),), WithoutRedis.OPEN, {"x" * 1025: (Limit(1, MINUTE),)}),
+            "policy.plans: expected text of 1 to 1024 bytes; came: 1025 bytes",
+        ),
+        (
             ("a", (Limit(1, MINUTE),), WithoutRedis.OPEN, {"gold": ()}),
             r"policy.plans\['gold'\]: expected one Limit",
         ),
@@ -172,13 +178,80 @@ def test_who_is_listed_is_who_lies_in_a_listed_network_and_deny_goes_first(
         ("2001:db8:0:1::/64", "2001:db8:0:1::/64"),
         ("::ffff:10.0.0.1", "10.0.0.1"),
         ("user/8", "user/8"),
-        ("10.0.0.256", "10.0.0.256"),
+        ("1.2.3", "1.2.3"),
+        ("10.0.0.1:ada", "10.0.0.1:ada"),
+        ("2001:db8", "2001:db8"),
+        ("ada@10.0.0.256", "ada@10.0.0.256"),
         ("a.b:c", "a.b:c"),
     ],
 )
 def test_an_address_is_kept_in_one_spelling_and_an_identifier_as_it_is(who: str, kept: str) -> None:
     assert canonical(who) == kept
     assert Lists([(kept, Reason.DENIED)]).find(who) is Reason.DENIED
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        "10.0.0.256",
+        "10.0.0.0/33",
+        "10.0.0.1-10.0.0.9",
+        "10.0.0.1, 10.0.0.2",
+        "10.0.*.*",
+        "10.0/16",
+        "10.0.0.0/255.0.255.0",
+        " 10.0.0.1",
+        "10.0.0.1 ",
+        "2001:db8::/129",
+        "2001:db8:::1",
+        "::1-::9",
+    ],
+)
+def test_what_looks_like_a_network_and_is_none_is_refused(who: str) -> None:
+    """It would be kept as an identifier that nobody has, and whoever wrote it would think that it is listed."""
+    with pytest.raises(ConfigurationError, match=f"who: expected .*network.*; came: {re.escape(who)}"):
+        canonical(who)
+
+
+@pytest.mark.parametrize("who", ["", "\ud800", 7, None, "x" * 1025, "é" * 513])
+def test_what_is_no_text_that_an_identifier_may_be_can_not_be_listed(who: Any) -> None:
+    with pytest.raises(ConfigurationError, match="who: expected text of 1 to 1024 bytes"):
+        canonical(who)
+
+
+def test_an_address_that_comes_again_is_not_read_again_and_what_is_too_long_is_not_remembered() -> None:
+    lists = Lists([("10.0.0.0/8", Reason.DENIED)])
+    who = "10.200.100.50"
+    assert lists.find(who) is Reason.DENIED
+    before = _parsed.cache_info()
+    assert lists.find(who) is Reason.DENIED
+    assert lists.find("." * 65) is None
+    after = _parsed.cache_info()
+    assert (after.hits - before.hits, after.misses - before.misses) == (1, 0)
+    assert after.maxsize is not None
+
+
+def test_somebody_taken_off_a_list_leaves_the_others_of_the_same_network_listed() -> None:
+    entries = {
+        "10.0.0.0/8": Reason.DENIED,
+        "11.0.0.0/8": Reason.EXEMPT,
+        "10.0.0.1": Reason.EXEMPT,
+        "ada": Reason.DENIED,
+    }
+    lists = Lists(entries.items())
+    lists.remove("10.0.0.0/8")
+    lists.remove("ada")
+    lists.remove("nobody")
+    assert [lists.find(who) for who in ("10.0.0.1", "10.0.0.2", "11.0.0.1", "ada")] == [
+        Reason.EXEMPT,
+        None,
+        Reason.EXEMPT,
+        None,
+    ]
+    assert dict(lists.entries) == {"11.0.0.0/8": Reason.EXEMPT, "10.0.0.1": Reason.EXEMPT}
+    lists.remove("11.0.0.0/8")
+    lists.remove("10.0.0.1")
+    assert lists._networks == {}
 
 
 @given(st.lists(st.tuples(st.integers(0, 250), st.integers(1, 3)), max_size=40), st.integers(1, 9))
@@ -230,11 +303,13 @@ def test_blocks_of_one_identifier_are_bounded_however_many_costs_were_refused() 
     refusal = Decision(False, 1, 0, datetime.now(UTC), MINUTE, Reason.LIMITED)
     one = subject("ada")
     for cost in range(1, 1000):
-        one.block(cost, 1, refusal)
-        assert one.blocks[cost] == (1, refusal)
+        one.block(cost, 1, 2, refusal)
+        assert one.blocks[cost] == (2, 2, refusal)
         assert len(one.blocks) <= 16
     one.lift()
     assert one.blocks == {}
+    one.block(1, 1_000, 3_600_000, refusal)
+    assert one.blocks[1] == (11_000, 3_600_000, refusal)
 
 
 def subject(identifier: str) -> Subject:
@@ -268,3 +343,87 @@ def test_the_own_limits_go_before_the_plans_and_these_before_everybodys() -> Non
     rules.update(entries)
     assert rules.listed("a:b}") is Reason.EXEMPT
     assert rules.lists == {"a:b}": Reason.EXEMPT}
+    assert rules.knows_plan(Policy("api", (Limit(1, MINUTE),)), "gold")
+    del entries[limits_field("api", identifier="a:b}")]
+    assert hold() == [every, plan, plan]
+    entries.clear()
+    assert hold() == [policy.limits, policy.plans["gold"], policy.plans["gold"]]
+    assert rules.listed("a:b}") is None
+    assert not rules.knows_plan(Policy("api", (Limit(1, MINUTE),)), "gold")
+
+
+def test_of_many_rules_only_those_that_have_changed_are_read_again() -> None:
+    class Watched(Rules):
+        def _take(self, field: str, value: bytes) -> None:
+            taken.append(field)
+            super()._take(field, value)
+
+    taken: list[str] = []
+    rules = Watched()
+    entries = {list_field(f"10.0.{number}.1"): write_listed(Reason.DENIED) for number in range(200)}
+    rules.update(entries)
+    assert len(taken) == 200
+    taken.clear()
+    entries[list_field("10.0.7.1")] = write_listed(Reason.EXEMPT)
+    entries[list_field("ada")] = write_listed(Reason.DENIED)
+    del entries[list_field("10.0.9.1")]
+    rules.update(dict(entries))
+    assert sorted(taken) == [list_field("10.0.7.1"), list_field("ada")]
+    assert [rules.listed(who) for who in ("10.0.7.1", "10.0.8.1", "10.0.9.1", "ada")] == [
+        Reason.EXEMPT,
+        Reason.DENIED,
+        None,
+        Reason.DENIED,
+    ]
+
+
+def test_a_rule_that_can_not_be_read_takes_the_place_of_the_one_before_it_until_it_can() -> None:
+    policy, rules, field = Policy("api", (Limit(1, MINUTE),)), Rules(), limits_field("api")
+    found: list[int] = []
+    for value in (write_limits([Limit(2, MINUTE)]), b"9:[]", write_limits([Limit(3, MINUTE)])):
+        rules.update({field: value, "limits:%61pi": write_limits([Limit(9, MINUTE)])})
+        found.append(rules.limits(policy, None, None)[0].count)
+    assert found == [2, 1, 3]
+
+
+def test_a_share_of_a_limit_with_a_burst_is_a_share_of_what_can_be_had_at_once() -> None:
+    limits = (Limit(100, MINUTE, Algorithm.GCRA, burst=6),)
+    one = Subject(limits, charge_of(Keys(), "api", limits, "ada"), fixed=None, version=0, warm=True)
+    assert one.judge(0, 1, 2)[1] == 3
+    limits = (Limit(6, MINUTE, Algorithm.GCRA, burst=100),)
+    one = Subject(limits, charge_of(Keys(), "api", limits, "ada"), fixed=None, version=0, warm=True)
+    assert one.judge(0, 1, 2)[1] == 3
+
+
+def test_what_counts_elsewhere_has_to_charge_and_to_refund() -> None:
+    class Ledger:
+        async def charge(self, name: str, identifier: str, cost: int) -> Decision | None: ...
+
+        async def refund(self, name: str, identifier: str, cost: int) -> bool: ...
+
+    async def function(name: str, identifier: str, cost: int) -> Decision | None: ...
+
+    unopened = NativeStore(FixedRoute(parse_redis_url("redis://127.0.0.1:1/0").template))
+    assert isinstance(Ledger(), Elsewhere)
+    assert Policy("a", (Limit(1, MINUTE),), Ledger()).without_redis
+    with pytest.raises(
+        ConfigurationError, match=r"policy\.without_redis: expected open, closed or an Elsewhere"
+    ):
+        Policy("a", (Limit(1, MINUTE),), function)  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigurationError, match=r"elsewhere\['auth'\]: expected an Elsewhere; came: <function"
+    ):
+        RateLimits(unopened, keys=Keys(), elsewhere={"auth": function})  # type: ignore[dict-item]
+
+
+def test_what_an_application_declares_and_is_told_is_at_one_place() -> None:
+    assert ratelimit.__all__ == [
+        "Algorithm",
+        "Decision",
+        "Elsewhere",
+        "Limit",
+        "Policy",
+        "Reason",
+        "WithoutRedis",
+    ]
+    assert [ratelimit.Limit, ratelimit.Decision, ratelimit.Elsewhere] == [Limit, Decision, Elsewhere]

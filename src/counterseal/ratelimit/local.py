@@ -6,7 +6,8 @@ Nothing here asks Redis. Memory is bounded: of those met longest ago nothing is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from datetime import timedelta
+from typing import Final, TypeAlias
 
 from counterseal.ratelimit.decision import Decision
 from counterseal.ratelimit.limit import Limit
@@ -15,7 +16,13 @@ from counterseal.ratelimit.scripts import Charge
 MOST_SUBJECTS: Final = 10_000
 """How many identifiers a limiter remembers, for each plan."""
 
+BLOCKED_WITHIN_MS: Final = 10_000
+"""After so long a block is asked about again: the message that lifted it may have been lost."""
+
 _MOST_BLOCKS: Final = 16
+
+Block: TypeAlias = tuple[int, int, Decision]
+"""Until when a call is refused here, when it may be allowed, and how it was refused. Times in milliseconds."""
 
 
 class Window:
@@ -86,6 +93,7 @@ class Subject:
         "head",
         "limits",
         "most",
+        "periods",
         "tail",
         "version",
         "windows",
@@ -94,7 +102,7 @@ class Subject:
     def __init__(
         self, limits: Sequence[Limit], charge: Charge, *, fixed: Decision | None, version: int, warm: bool
     ) -> None:
-        self.limits = limits
+        self.limits = tuple(limits)
         self.charge = charge
         self.head = charge.head
         self.tail = charge.tail
@@ -102,17 +110,18 @@ class Subject:
         """What the deny or allow list says of it."""
         self.version = version
         self.capacities = tuple(limit.capacity for limit in limits)
+        self.periods = tuple(limit.per for limit in limits)
         self.most = min(self.capacities)
         """No cost above it can ever be allowed."""
         self.windows = tuple(Window(limit.per_ms) for limit in limits) if warm else ()
-        self.blocks: dict[int, tuple[int, Decision]] = {}
-        """By cost: until when a call can't be allowed, and how it was refused."""
+        self.blocks: dict[int, Block] = {}
+        """By cost."""
 
-    def block(self, cost: int, until_ms: int, refusal: Decision) -> None:
-        """Until then no call of this cost can be allowed."""
+    def block(self, cost: int, now_ms: int, allowed_ms: int, refusal: Decision) -> None:
+        """Refuse calls of this cost here until they may be allowed, for 10 seconds at most."""
         if len(self.blocks) >= _MOST_BLOCKS:
             self.blocks.clear()
-        self.blocks[cost] = (until_ms, refusal)
+        self.blocks[cost] = (min(allowed_ms, now_ms + BLOCKED_WITHIN_MS), allowed_ms, refusal)
 
     def lift(self) -> None:
         """It may be allowed earlier than was told."""
@@ -125,14 +134,14 @@ class Subject:
             known.get(limit.per, window) for limit, window in zip(self.limits, self.windows, strict=False)
         )
 
-    def judge(self, now_ms: int, cost: int, processes: int) -> tuple[int, int, int, int]:
+    def judge(self, now_ms: int, cost: int, processes: int) -> tuple[int, int, int, int, timedelta]:
         """What the local windows say of a call: milliseconds to wait (0: allowed), this process's share of the limit
-        that decides, what remains of it, when it is whole again. Nothing is counted."""
-        waits: list[tuple[int, int, int, int]] = []
+        that decides, what remains of it, when it is whole again, and its period. Nothing is counted."""
+        waits: list[tuple[int, int, int, int, timedelta]] = []
         for limit, window in zip(self.limits, self.windows, strict=True):
-            share = max(1, limit.count // processes)
+            share = max(1, min(limit.count, limit.capacity) // processes)
             wait, remaining, reset = window.judge(now_ms, cost, share)
-            waits.append((wait, share, remaining, reset))
+            waits.append((wait, share, remaining, reset, limit.per))
         return max(waits, key=lambda found: (found[0], -found[2]))
 
 
@@ -162,7 +171,7 @@ class Subjects:
         self.young[identifier] = subject
 
     def age(self) -> None:
-        """Have every one looked at again before it is used."""
+        """Have everybody looked at again before they are used."""
         together = len(self._old) + len(self.young)
         self._old = {**self._old, **self.young} if together <= 2 * self._half else self.young
         self.young = {}

@@ -12,6 +12,7 @@ from typing import Final, Protocol, cast, runtime_checkable
 
 from counterseal.core.errors import ConfigurationError
 from counterseal.ratelimit.decision import Decision
+from counterseal.ratelimit.identifier import checked_text
 from counterseal.ratelimit.limit import Limit
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -94,10 +95,10 @@ def checked_limits(where: str, limits: Limit | Iterable[Limit]) -> tuple[Limit, 
 
 
 def checked_plan(where: str, plan: object) -> str:
-    """The name of a plan: text of at least one character. Raises `ConfigurationError`."""
+    """The name of a plan: text of 1 to 1024 bytes. Raises `ConfigurationError`."""
     if not isinstance(plan, str) or not plan:
         raise ConfigurationError(f"{where}: expected the name of a plan; came: {plan!r}")
-    return plan
+    return checked_text(where, plan)
 
 
 def _minutes(name: str, count: int, minutes: int, without_redis: WithoutRedis) -> Policy:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import unquote
 
 import msgspec
@@ -25,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 _LISTED: Final = {"deny": Reason.DENIED, "allow": Reason.EXEMPT}
 
-_Held = tuple[Limit, ...] | Reason | None
+_LIST: Final = "list"
+
+_Place: TypeAlias = tuple[str, str | None, str | None]
+"""For whom limits are set: the name of a limiter, with a plan or an identifier or neither."""
 
 
 class _Written(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,7 +52,7 @@ def limits_field(name: str, *, plan: str | None = None, identifier: str | None =
 
 def list_field(who: str) -> str:
     """The field of somebody on the deny or the allow list. `who` is canonical."""
-    return f"list:{escape(who)}"
+    return f"{_LIST}:{escape(who)}"
 
 
 def write_limits(limits: Iterable[Limit]) -> bytes:
@@ -76,47 +80,44 @@ class Rules:
 
     def __init__(self) -> None:
         self._raw: dict[str, bytes] = {}
-        self._held: dict[str, _Held] = {}
+        self._limits: dict[_Place, tuple[Limit, ...]] = {}
         self._lists = Lists()
 
     def update(self, entries: Mapping[str, bytes]) -> None:
-        """Take over the entries of the live hash. One that can't be read is logged, once, and does not count."""
-        held: dict[str, _Held] = {}
-        for field, value in entries.items():
-            known = self._raw.get(field) == value
-            held[field] = self._held[field] if known else _read(field, value)
-        self._raw = dict(entries)
-        self._held = held
-        self._lists = Lists(
-            (unquote(field.removeprefix("list:")), value)
-            for field, value in held.items()
-            if isinstance(value, Reason)
-        )
+        """Take over the entries of the live hash: those that have changed since the last time.
+
+        One that can't be read is logged, once, and does not count.
+        """
+        raw = self._raw
+        changed = [(field, value) for field, value in entries.items() if raw.get(field) != value]
+        gone = [field for field in raw if field not in entries]
+        for field in gone:
+            del raw[field]
+            self._drop(field)
+        for field, value in changed:
+            raw[field] = value
+            self._take(field, value)
 
     def limits(self, policy: Policy, identifier: str | None, plan: str | None) -> tuple[Limit, ...]:
         """The limits that hold: the identifier's own, else the plan's, else everybody's; changed ones go first."""
-        name = policy.name
-        if identifier is not None and (own := self._limits(limits_field(name, identifier=identifier))):
+        name, changed = policy.name, self._limits
+        if identifier is not None and (own := changed.get((name, None, identifier))):
             return own
-        if plan is not None:
-            changed = self._limits(limits_field(name, plan=plan))
-            if changed or plan in policy.plans:
-                return changed or policy.plans[plan]
-        return self._limits(limits_field(name)) or policy.limits
+        if plan is not None and (of_plan := changed.get((name, plan, None)) or policy.plans.get(plan)):
+            return of_plan
+        return changed.get((name, None, None)) or policy.limits
 
     def every_limit(self, policy: Policy, identifier: str) -> set[Limit]:
         """Whatever limits an identifier may have been charged by, whichever plan it has."""
-        prefix = limits_field(policy.name, plan="")
-        plans = {unquote(field.removeprefix(prefix)) for field in self._held if field.startswith(prefix)}
-        every = {*self.limits(policy, identifier, None), *self.limits(policy, None, None), *policy.limits}
-        for plan in (*plans, *policy.plans):
-            every.update(self.limits(policy, None, plan))
-            every.update(policy.plans.get(plan, ()))
+        every = {*policy.limits, *(limit for limits in policy.plans.values() for limit in limits)}
+        for (name, _, own), limits in self._limits.items():
+            if name == policy.name and own in {None, identifier}:
+                every.update(limits)
         return every
 
     def knows_plan(self, policy: Policy, plan: str) -> bool:
         """Whether a plan has limits of its own."""
-        return plan in policy.plans or bool(self._limits(limits_field(policy.name, plan=plan)))
+        return plan in policy.plans or (policy.name, plan, None) in self._limits
 
     def listed(self, who: str) -> Reason | None:
         """`DENIED`, `EXEMPT` or None."""
@@ -125,32 +126,59 @@ class Rules:
     @property
     def lists(self) -> dict[str, Reason]:
         """Everybody who is listed."""
-        return {
-            unquote(field.removeprefix("list:")): value
-            for field, value in self._held.items()
-            if isinstance(value, Reason)
-        }
+        return dict(self._lists.entries)
 
-    def _limits(self, field: str) -> tuple[Limit, ...] | None:
-        held = self._held.get(field)
-        return held if isinstance(held, tuple) else None
+    def _take(self, field: str, value: bytes) -> None:
+        self._drop(field)
+        try:
+            if (who := _listed_of(field)) is not None:
+                self._lists.add(who, _LISTED[decode_as(value, str, key=field)])
+            elif (place := _place_of(field)) is not None:
+                written = decode_as(value, list[_Written], key=field)
+                self._limits[place] = checked_limits("limits", [_limit(limit) for limit in written])
+            else:
+                logger.warning("a rate limit that was set is of a kind that this release does not know")
+        except (CodecError, ConfigurationError, KeyError, ValueError, OverflowError) as fault:
+            kind = type(fault).__name__
+            logger.warning("a rate limit that was set can't be read and does not count: %s", kind)
+
+    def _drop(self, field: str) -> None:
+        with suppress(ConfigurationError, ValueError):
+            if (who := _listed_of(field)) is not None:
+                self._lists.remove(who)
+            elif (place := _place_of(field)) is not None:
+                self._limits.pop(place, None)
 
 
-def _read(field: str, value: bytes) -> _Held:
-    """What an entry says; None when that can't be read."""
-    try:
-        if field.startswith("list:"):
-            who = unquote(field.removeprefix("list:"))
-            if canonical(who) == who:
-                return _LISTED[decode_as(value, str, key=field)]
-        elif field.startswith("limits:"):
-            written = decode_as(value, list[_Written], key=field)
-            return checked_limits("limits", [_limit(limit) for limit in written])
-    except (CodecError, ConfigurationError, KeyError, ValueError, OverflowError) as fault:
-        logger.warning("a rate limit that was set can't be read and does not count: %s", type(fault).__name__)
+def _listed_of(field: str) -> str | None:
+    """Who is listed by a field; None when it is not one of a list. Raises when nobody can be listed so."""
+    kind, _, escaped = field.partition(":")
+    if kind != _LIST:
         return None
-    logger.warning("a rate limit that was set is of a kind that this release does not know")
-    return None
+    who = _unescaped(escaped)
+    if canonical(who) != who:
+        raise ValueError("expected who is listed in the one spelling that is kept")
+    return who
+
+
+def _place_of(field: str) -> _Place | None:
+    """For whom a field sets limits; None when it is not one of limits. Raises when it can't be read."""
+    match field.split(":"):
+        case ["limits", name]:
+            return _unescaped(name), None, None
+        case ["limits", name, "plan", plan]:
+            return _unescaped(name), _unescaped(plan), None
+        case ["limits", name, "identifier", identifier]:
+            return _unescaped(name), None, _unescaped(identifier)
+        case _:
+            return None
+
+
+def _unescaped(text: str) -> str:
+    plain = unquote(text)
+    if escape(plain) != text:
+        raise ValueError("expected text in the one spelling that is kept")
+    return plain
 
 
 def _limit(written: _Written) -> Limit:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, cast
+from types import TracebackType
+from typing import Final, Self, cast
 from urllib.parse import unquote
 
 from counterseal.core.background import Background, full_jitter
 from counterseal.core.errors import ConfigurationError, StoreError, UnknownName
 from counterseal.ratelimit.decision import Reason
+from counterseal.ratelimit.identifier import checked_text
 from counterseal.ratelimit.limit import Limit
 from counterseal.ratelimit.limiter import Backing, Limiter
 from counterseal.ratelimit.lists import canonical
@@ -23,6 +25,7 @@ from counterseal.store.live import LiveHash
 from counterseal.store.tallies import Tallies
 
 _NAME: Final = "ratelimits"
+_WAITING_MESSAGES: Final = 10_000
 _LONGEST_PAUSE_S: Final = 5.0
 
 
@@ -43,7 +46,7 @@ class RateLimits:
     """The seven limiters of counterseal and those that an application adds.
 
     The constructor does no input or output. The rules that were changed at run time are read at the first call; from
-    then on this process hears of changes. Close it to send what was counted last.
+    then on this process hears of changes. Use it as `async with`, or close it, to send what was counted last.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class RateLimits:
         self._backing = Backing(
             store, keys, self._rules, self._tallies, self._refused, processes, begin=self._begin
         )
-        counted = dict(elsewhere or {})
+        counted = _checked_elsewhere(elsewhere or {})
         self._limiters = {
             name: Limiter(
                 policy, backing=self._backing, without_redis=counted.pop(name, policy.without_redis)
@@ -91,6 +94,7 @@ class RateLimits:
         self._background = Background()
         self._beginning = asyncio.Lock()
         self._closed = False
+        self._losses = 0
         self.api = self._limiters["api"]
         self.auth = self._limiters["auth"]
         self.corporate_admin = self._limiters["corporate_admin"]
@@ -101,7 +105,7 @@ class RateLimits:
 
     def limiter(self, name: str) -> Limiter:
         """A limiter by its name. Raises `UnknownName` that lists the known ones. No round trip."""
-        found = self._limiters.get(name)
+        found = self._limiters.get(name) if isinstance(cast("object", name), str) else None
         if found is None:
             raise self._unknown(name)
         return found
@@ -139,7 +143,8 @@ class RateLimits:
     async def deny(self, who: str) -> None:
         """Refuse everything to an identifier, an IP address or a network, from now on. One round trip.
 
-        Raises `ConfigurationError` for a network with bits beside its prefix, `StoreUnavailable` and `StoreFull`.
+        Raises `ConfigurationError` for what is not text of 1 to 1024 bytes, for text that looks like a network and is
+        none, and for a network with bits beside its prefix; `StoreUnavailable` and `StoreFull`.
         """
         await self._live.set(list_field(canonical(who)), write_listed(Reason.DENIED))
 
@@ -151,7 +156,7 @@ class RateLimits:
         await self._live.set(list_field(canonical(who)), write_listed(Reason.EXEMPT))
 
     async def forget(self, who: str) -> bool:
-        """Take somebody off the lists; whether they were on one. One round trip. Raises `StoreUnavailable`."""
+        """Take somebody off the lists; whether they were on one. One round trip. Raises as `deny`."""
         return await self._live.remove(list_field(canonical(who)))
 
     def listed(self, who: str) -> Reason | None:
@@ -159,6 +164,8 @@ class RateLimits:
 
         `limit` looks its identifier up by itself; this is for the address of somebody who is limited by another name.
         """
+        if who.__class__ is not str:
+            checked_text("who", who)
         return self._rules.listed(who)
 
     async def lists(self) -> dict[str, Reason]:
@@ -193,14 +200,29 @@ class RateLimits:
         totals = self._tallies.totals
         return {name: _counts(name, totals) for name in self._limiters}
 
-    async def close(self) -> None:
-        """Send what was counted last and stop listening. At most one round trip for each limiter.
+    async def __aenter__(self) -> Self:
+        """Work, also again after a close: the rules are read anew at the next call. No round trip."""
+        if self._closed:
+            self._closed = self._backing.begun = False
+            self._tallies.open()
+            self._refused.open()
+            for limiter in self._limiters.values():
+                limiter.renew()
+        return self
 
-        Safe to call twice.
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Send what was counted last and stop listening. At most two round trips.
+
+        Safe to call twice. Limiters still decide afterwards, by the rules known last; what they count is not sent.
         """
         self._closed = True
-        self._backing.hearing = False
         await self._background.close()
+        self._deafen()
         await self._live.close()
         await self._refused.close()
         await self._tallies.close()
@@ -211,10 +233,14 @@ class RateLimits:
         """Read the rules and begin to listen, once."""
         if self._backing.begun:
             return
-        if not self._closed:
-            await self._live.ready()
         async with self._beginning:
-            if not self._backing.begun and not self._closed:
+            if self._backing.begun:
+                return
+            if not self._closed:
+                await self._live.ready()
+            if self._closed:
+                await self._live.close()
+            else:
                 self._on_rules()
                 self._background.keep("listen to lifted rate limits", self._listen)
             self._backing.begun = True
@@ -226,25 +252,45 @@ class RateLimits:
 
     async def _listen(self) -> None:
         attempt = 0
-        channel = self._backing.keys.rate_limit_lifted()
         while True:
             try:
-                async with self._backing.store.subscribe(channel, on_loss=self._deafen) as messages:
-                    attempt = 0
-                    self._backing.hearing = True
-                    async for item in messages:
-                        self._backing.hearing = True
-                        if isinstance(item, Message):
-                            self._on_lifted(item.data)
+                await self._hear()
+                attempt = 0
             except StoreError:
                 attempt += 1
             finally:
                 self._deafen()
             await asyncio.sleep(full_jitter(attempt, longest=_LONGEST_PAUSE_S))
 
+    async def _hear(self) -> None:
+        # A connection may be lost before this task hears that it came, and a gap is taken from a queue: by then the
+        # connection that ended it may be lost as well. So gaps are counted against losses.
+        losses = self._losses
+        async with self._backing.store.subscribe(
+            self._backing.keys.rate_limit_lifted(), limit=_WAITING_MESSAGES, on_loss=self._deafen
+        ) as messages:
+            if losses == self._losses:
+                self._hears()
+            async for item in messages:
+                if isinstance(item, Message):
+                    self._on_lifted(item.data)
+                    continue
+                losses += 1
+                if losses >= self._losses:
+                    self._hears()
+
+    def _hears(self) -> None:
+        """From now on a message that lifts a block is heard; one that came before this was not."""
+        self._forget_blocks()
+        self._backing.hearing = True
+
     def _deafen(self) -> None:
         """From now on a message that lifts a block may be missed, so nobody is blocked here."""
+        self._losses += 1
         self._backing.hearing = False
+        self._forget_blocks()
+
+    def _forget_blocks(self) -> None:
         for limiter in self._limiters.values():
             limiter.forget_blocks()
 
@@ -260,12 +306,19 @@ class RateLimits:
             raise ConfigurationError("limits: expected a plan or an identifier; came: both")
         if plan is not None:
             checked_plan("plan", plan)
-        if identifier == "":
-            raise ConfigurationError("identifier: expected text of at least 1 byte; came: nothing")
+        if identifier is not None:
+            checked_text("identifier", identifier)
         return limits_field(name, plan=plan, identifier=identifier)
 
     def _unknown(self, name: str) -> UnknownName:
         return UnknownName(f"no limiter is named {name!r}; the limiters are {', '.join(self._limiters)}")
+
+
+def _checked_elsewhere(given: Mapping[str, Elsewhere]) -> dict[str, Elsewhere]:
+    for name, elsewhere in given.items():
+        if not isinstance(cast("object", elsewhere), Elsewhere):
+            raise ConfigurationError(f"elsewhere[{name!r}]: expected an Elsewhere; came: {elsewhere!r}")
+    return dict(given)
 
 
 def _counts(name: str, counts: Mapping[str, float]) -> LimiterCounts:

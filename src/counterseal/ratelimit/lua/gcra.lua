@@ -55,9 +55,11 @@ for i = 1, #KEYS do
 end
 
 if wait > 0 then
+  -- A key may have been written under a higher count, by which what is used would be gone sooner.
   for i = 1, #KEYS do
-    if redis.call('PTTL', KEYS[i]) == -1 then
-      redis.call('PEXPIRE', KEYS[i], math.ceil(ahead[i] / ARGV[3 * i + 1]) + 60000)
+    local need, left = math.ceil(ahead[i] / ARGV[3 * i + 1]), redis.call('PTTL', KEYS[i])
+    if left ~= -2 and left < need then
+      redis.call('PEXPIRE', KEYS[i], need + 60000)
     end
   end
 elseif charge then

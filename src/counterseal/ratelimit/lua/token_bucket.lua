@@ -60,9 +60,11 @@ local function fill_ms(i)
 end
 
 if wait > 0 then
+  -- A key may have been written under a higher count, by which it would fill sooner.
   for i = 1, #KEYS do
-    if redis.call('PTTL', KEYS[i]) == -1 then
-      redis.call('PEXPIRE', KEYS[i], fill_ms(i) + 60000)
+    local need, left = fill_ms(i), redis.call('PTTL', KEYS[i])
+    if left ~= -2 and left < need then
+      redis.call('PEXPIRE', KEYS[i], need + 60000)
     end
   end
 elseif charge then
