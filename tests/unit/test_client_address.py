@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from starlette.types import Scope
 
@@ -194,6 +196,47 @@ def test_the_peer_too_is_ipv4_where_it_stands_for_ipv4():
 )
 def test_ipv6_is_limited_by_its_64_and_ipv4_by_itself(address: str, limited: str):
     assert limited_as(address) == limited
+
+
+@pytest.mark.parametrize("header", ProxyHeader)
+def test_what_is_too_long_for_an_address_names_nobody_and_is_not_kept(header: ProxyHeader):
+    def entry(number: int) -> bytes:
+        text = f"[2001:db8::1%{number}{'z' * 20_000}]"
+        return (f'for="{text}"' if header is FORWARDED else text).encode()
+
+    def ask(number: int) -> str:
+        scope: Scope = {
+            "client": ("192.0.2.1", 1),
+            "headers": [(header.value.encode("ascii"), entry(number))],
+        }
+        return client_address(scope, 1, header=header)
+
+    ask(0)
+    tracemalloc.start()
+    try:
+        assert {ask(number) for number in range(1, 200)} == {"192.0.2.1"}
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1_000_000
+
+
+def test_the_longest_address_with_its_zone_and_port_is_one():
+    longest = "[2001:0db8:1111:2222:3333:4444:255.255.255.255%enp0s31f6]:65535"
+    assert len(longest) == 63
+    assert by_x_forwarded_for(1, f"  {longest} {' ' * 70}") == "2001:db8:1111:2222:3333:4444:ffff:ffff"
+
+
+def test_the_same_header_of_another_peer_or_number_of_proxies_is_read_anew():
+    lines = ("198.51.100.1, unknown, 203.0.113.2",)
+    assert [by_x_forwarded_for(trusted, *lines, peer="192.0.2.9") for trusted in (1, 2, 3)] == [
+        "203.0.113.2"
+    ] * 3
+    lines = ("198.51.100.1, 203.0.113.2", "unknown")
+    assert [by_x_forwarded_for(1, *lines, peer=peer) for peer in ("192.0.2.1", "192.0.2.2")] == [
+        "192.0.2.1",
+        "192.0.2.2",
+    ]
 
 
 def test_by_default_no_proxy_is_trusted():

@@ -33,6 +33,13 @@ _PREFIX = 64
 _REMEMBERED = 4096
 """How many addresses are kept as they were read: reading one takes longer than the rest of a request's way here."""
 
+_LONGEST = 64
+"""Characters of an address with its zone and its port, and more: a client can make an entry as long as a header."""
+
+_LONGEST_REMEMBERED = 256
+"""Bytes of a header that is remembered together with the address that it gives."""
+
+_NAMES = {header: header.value.encode("ascii") for header in ProxyHeader}
 _NODE = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?")
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
@@ -47,15 +54,14 @@ def client_address(
     `trusted` is how many proxies every request passes before it comes here, `header` the one that they write. IPv6 that
     stands for IPv4 is given as IPv4. `unknown` when nobody has an address.
     """
-    peer = scope.get("client")
-    best = _parse(peer[0]) if peer else None
-    if trusted > 0:
-        for entry in islice(_entries(_lines(scope, header), header), trusted):
-            address = _parse(entry)
-            if address is None:
-                break
-            best = address
-    return NO_ADDRESS if best is None else best
+    client = scope.get("client")
+    peer = client[0] if client else ""
+    if trusted <= 0:
+        return _parse(peer) or NO_ADDRESS
+    lines = _lines(scope, header)
+    if len(lines) > _LONGEST_REMEMBERED:
+        return _address(peer, lines, trusted, header)
+    return _remembered(peer, lines, trusted, header)
 
 
 @lru_cache(_REMEMBERED)
@@ -67,16 +73,31 @@ def limited_as(address: str) -> str:
     return str(ipaddress.IPv6Network((text, _PREFIX), strict=False))
 
 
-def _lines(scope: Scope, header: ProxyHeader) -> str:
+def _lines(scope: Scope, header: ProxyHeader) -> bytes:
     """The header's lines as one, in the order in which they came."""
-    name = header.value.encode("ascii")
-    return ",".join(value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name)
+    name = _NAMES[header]
+    size = len(name)
+    lines = [value for key, value in scope["headers"] if len(key) == size and key.lower() == name]
+    return lines[0] if len(lines) == 1 else b",".join(lines)
 
 
-def _entries(text: str, header: ProxyHeader) -> Iterator[str]:
+def _address(peer: str, lines: bytes, trusted: int, header: ProxyHeader) -> str:
+    best = _parse(peer)
+    for entry in islice(_entries(lines.decode("latin-1"), trusted, header), trusted):
+        address = _parse(entry)
+        if address is None:
+            break
+        best = address
+    return NO_ADDRESS if best is None else best
+
+
+_remembered = lru_cache(_REMEMBERED)(_address)
+
+
+def _entries(text: str, trusted: int, header: ProxyHeader) -> Iterator[str]:
     """What the header names as addresses, from the right; an entry that names none is the empty text."""
     if header is ProxyHeader.X_FORWARDED_FOR:
-        return (entry for entry in reversed(text.split(",")))
+        return reversed(text.rsplit(",", trusted))
     return (_for(element) for element in _elements(text))
 
 
@@ -119,10 +140,14 @@ def _for(element: str) -> str:
     return re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
 
 
-@lru_cache(_REMEMBERED)
 def _parse(text: str) -> str | None:
     """The shortest text of an address that came with or without its port; None for anything else."""
     text = text.strip(" \t")
+    return _parsed(text) if len(text) <= _LONGEST else None
+
+
+@lru_cache(_REMEMBERED)
+def _parsed(text: str) -> str | None:
     node = _NODE.fullmatch(text)
     host = (node["v6"] or node["v4"] or "") if node else text
     try:
