@@ -557,6 +557,23 @@ async def test_invented_paths_and_methods_make_no_new_series(site: Site) -> None
     }
 
 
+async def test_a_root_path_that_ends_within_a_segment_hides_no_mount(valkey: Server, tmp_path: Path) -> None:
+    async with site_on(
+        valkey, tmp_path, COUNTERSEAL_REST_TOKEN=REST_TOKEN, COUNTERSEAL_REST_DATABASE="1"
+    ) as site:
+
+        async def ask(method: str, path: str, root_path: str) -> httpx.Response:
+            transport = httpx.ASGITransport(site.app, root_path=root_path)
+            async with httpx.AsyncClient(transport=transport, base_url="http://counterseal") as client:
+                return await client.request(method, path)
+
+        await ask("HEAD", "/static/style.css", "/stat")
+        assert (await ask("POST", "/redis", "/re")).status_code != 404
+        found = await samples(site)
+        series = {labels for name, labels in found if name == "counterseal_http_requests_total"}
+        assert {dict(labels)["route"] for labels in series} == {"/static", "/redis"}
+
+
 async def test_metrics_are_there_while_redis_is_not(valkey: Server, tmp_path: Path) -> None:
     async with site_on(valkey, tmp_path, worker=False) as site:
         valkey.kill()

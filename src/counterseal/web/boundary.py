@@ -10,6 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from counterseal.web.metrics import HttpMetrics
+from counterseal.web.paths import route_path
 from counterseal.web.problems import problem_response, unexpected
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Boundary:
         return path if isinstance(path, str) else self._mount(scope) or UNMATCHED
 
     def _mount(self, scope: Scope) -> str | None:
-        asked: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        asked = route_path(scope)
         return next(
             (mount for mount in self._mounts if asked == mount or asked.startswith(f"{mount}/")), None
         )

@@ -6,6 +6,8 @@ from starlette.datastructures import URLPath
 from starlette.routing import BaseRoute, Match, NoMatchFound
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from counterseal.web.paths import route_path
+
 
 class Prefix(BaseRoute):
     """As Starlette's `Mount`, but `POST /redis` reaches the application as it is: its clients follow no redirect."""
@@ -15,7 +17,7 @@ class Prefix(BaseRoute):
         self.app = app
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = route_path(scope)
         if scope["type"] == "http" and (path == self.path or path.startswith(f"{self.path}/")):
             return Match.FULL, {"route": self, "root_path": scope.get("root_path", "") + self.path}
         return Match.NONE, {}

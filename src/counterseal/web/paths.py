@@ -1,14 +1,51 @@
-"""PathTable: what is laid down for paths, where the most specific pattern wins."""
+"""Paths: where a request goes within its application, and a table of what is laid down for paths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from functools import lru_cache
+from typing import Final, Generic, TypeVar
+
+from starlette.types import Scope
 
 from counterseal.core.errors import ConfigurationError
 
 _T = TypeVar("_T")
+_REMEMBERED: Final = 1024
+_LONGEST_REMEMBERED: Final = 128
+"""Characters of a path that is remembered with its row: a client may ask for paths without end."""
+
 _Pattern = tuple[str | None, ...]
+
+
+def route_path(scope: Scope) -> str:
+    """The path below the one at which the application is mounted: what its routes are compared with.
+
+    As Starlette has it: `root_path` is cut off where a segment ends and nowhere else, so that the application "/a" does
+    not take "/api" for "pi". Whatever looks at a path before the routes do has to see the one that they will see.
+    """
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if not root or not path.startswith(root):
+        return path
+    below = path[len(root) :]
+    return below if not below or below.startswith("/") else path
+
+
+def readings(path: str) -> tuple[str, ...]:
+    """What a path may be taken for: itself, and what is left once `.` and `..` are resolved, where it has any.
+
+    Routes compare it as it is; a file server or an application behind a route may resolve it.
+    """
+    if "/." not in path:
+        return (path,)
+    resolved: list[str] = []
+    for segment in _segments(path):
+        if segment == "..":
+            del resolved[-1:]
+        elif segment != ".":
+            resolved.append(segment)
+    return (path, "/" + "/".join(resolved))
 
 
 class PathTable(Generic[_T]):
@@ -38,9 +75,13 @@ class PathTable(Generic[_T]):
             key=lambda row: [segment is None for segment in row[0]],
         )
         self._depths = sorted({len(pattern) for pattern in by_pattern}, reverse=True)
+        self._remembered = lru_cache(_REMEMBERED)(self._search)
 
     def find(self, path: str) -> _T | None:
         """The value of the most specific pattern; None when none fits."""
+        return self._remembered(path) if len(path) <= _LONGEST_REMEMBERED else self._search(path)
+
+    def _search(self, path: str) -> _T | None:
         segments = _segments(path)
         for depth in self._depths:
             if depth > len(segments):
