@@ -22,6 +22,7 @@ from counterseal.core.settings import Settings
 from counterseal.ratelimit.limit import Limit
 from counterseal.web import RateLimitMiddleware, create_app, limited
 from counterseal.web.limits import ROUTES, Charge
+from counterseal.web.problems import Problem
 from support.program import Program
 from support.servers import Server
 from support.stores import travel
@@ -48,9 +49,12 @@ class Site:
         peer: str | None = PEER,
         headers: Mapping[str, str] | None = None,
         json: object = None,
+        root_path: str = "",
     ) -> httpx.Response:
         client: Any = None if peer is None else (peer, 4711)
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False, client=client)
+        transport = httpx.ASGITransport(
+            self.app, raise_app_exceptions=False, root_path=root_path, client=client
+        )
         async with httpx.AsyncClient(
             transport=transport, base_url="http://counterseal", timeout=20
         ) as asking:
@@ -271,6 +275,69 @@ async def test_an_application_below_a_path_goes_by_its_own_paths(site: Site) -> 
     assert (answer.status_code, answer.headers["X-RateLimit-Limit"]) == (200, "2")
 
 
+@pytest.mark.parametrize(
+    ("root_path", "path"),
+    [
+        ("", "/api/auth/totp"),
+        ("/a", "/api/auth/totp"),
+        ("/ap", "/api/auth/totp"),
+        ("/api", "/api/api/auth/totp"),
+        ("/app", "/app/api/auth/totp"),
+        ("/app", "/api/auth/totp"),
+    ],
+)
+async def test_whatever_the_root_path_is_a_path_that_the_routes_answer_is_charged(
+    site: Site, root_path: str, path: str
+) -> None:
+    answer = await site.ask(path, root_path=root_path)
+    assert (answer.status_code, answer.headers.get("RateLimit-Policy")) == (200, '"totp";q=5;w=300')
+
+
+async def asked_as_it_is(site: Site, path: str) -> tuple[int, str | None]:
+    """The status of an answer and its policy. Clients resolve dots before they ask, but attackers do not."""
+    heads: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            heads.append(message)
+
+    scope: Scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [],
+        "client": (PEER, 1),
+        "server": ("counterseal", 80),
+    }
+    await site.app(scope, receive, send)
+    policy = dict(heads[0]["headers"]).get(b"ratelimit-policy")
+    return heads[0]["status"], policy and policy.decode()
+
+
+async def test_dots_in_a_path_lead_past_no_limiter(site: Site) -> None:
+    site.app.get("/{rest:path}")(nothing)
+    api, totp = '"api";q=100;w=60', '"totp";q=5;w=300'
+    for path, policy in {
+        "/api/jobs/../auth/totp": totp,
+        "/static/../api/auth/totp": totp,
+        "/api/auth/totp/../../jobs": totp,
+        "/api/x/../auth/./totp": f"{api}, {totp}",
+        "/api/./x/../y": api,
+        "/api/jobs/../health": None,
+    }.items():
+        assert await asked_as_it_is(site, path) == (200, policy), path
+    assert (await remaining(site, "totp"), await remaining(site, "api")) == (1, 98)
+
+
 # -- the answer --------------------------------------------------------------------------------------------------------
 
 
@@ -327,13 +394,20 @@ async def test_a_client_that_waits_as_long_as_it_was_told_is_let_in(site: Site) 
     assert (await site.ask()).status_code == 200
 
 
-async def test_every_method_is_charged_but_not_a_preflight(site: Site) -> None:
-    preflight = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
-    assert await site.statuses(5, method="OPTIONS", headers=preflight) == [200] * 5
+PREFLIGHT = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+
+
+async def test_every_method_is_charged_and_a_preflight_that_a_route_may_answer_too(site: Site) -> None:
     assert [
         (await site.ask(method=method)).status_code for method in ("HEAD", "OPTIONS", "GET", "HEAD", "POST")
     ] == [200, 200, 429, 429, 429]
-    assert (await site.ask(method="OPTIONS", headers={"Origin": "https://example.org"})).status_code == 429
+    assert await site.statuses(3, method="OPTIONS", headers=PREFLIGHT, peer="203.0.113.6") == [200, 200, 429]
+
+
+async def test_a_preflight_that_is_answered_outside_is_not_charged(site: Site) -> None:
+    site.app.add_middleware(CORSMiddleware, allow_origins=["https://example.org"], allow_methods=["POST"])
+    assert await site.statuses(5, method="OPTIONS", headers=PREFLIGHT) == [200] * 5
+    assert await remaining(site, "email") == 2
 
 
 async def test_a_refusal_can_be_read_across_origins(site: Site) -> None:
@@ -481,6 +555,33 @@ async def test_a_plan_has_its_limits_and_answers_tell_them(valkey: Server, tmp_p
         assert await site.statuses(3, peer="203.0.113.7", headers={"X-Plan": "none"}) == [200, 200, 429]
 
 
+async def test_a_plan_without_a_name_is_none(valkey: Server, tmp_path: Path) -> None:
+    async with site_on(valkey, tmp_path, routes={"/api": "email"}, plan=lambda scope: "") as site:
+        assert await site.statuses(3) == [200, 200, 429]
+
+
+async def test_an_answer_tells_the_limits_by_which_it_was_decided(site: Site) -> None:
+    @site.app.get("/api/things/slow")
+    async def slow() -> None:
+        await site.limits.set_limits("email", Limit(5, MINUTE))
+
+    answer = await site.ask("/api/things/slow")
+    assert answer.headers["RateLimit-Policy"] == '"email";q=2;w=60'
+    assert answer.headers["X-RateLimit-Limit"] == "2"
+    assert (await site.ask()).headers["RateLimit-Policy"] == '"email";q=5;w=60'
+
+
+async def test_of_two_limits_with_one_count_the_one_that_decided_is_named(
+    valkey: Server, tmp_path: Path
+) -> None:
+    async with site_on(valkey, tmp_path, routes={"/api": "email"}) as site:
+        await site.limits.set_limits("email", [Limit(9, timedelta(seconds=1)), Limit(9, timedelta(days=1))])
+        await site.statuses(5)
+        travel(site.store, timedelta(seconds=3))
+        answer = await site.ask()
+        assert re.fullmatch(r'"email-86400";r=3;t=\d+', answer.headers["RateLimit"])
+
+
 async def test_a_limit_that_is_changed_holds_and_is_told_at_the_next_request(site: Site) -> None:
     assert await site.statuses(3) == [200, 200, 429]
     await site.limits.set_limits("email", Limit(5, MINUTE))
@@ -539,6 +640,41 @@ async def account(request: Request) -> str | None:
     return request.query_params.get("account")
 
 
+async def test_whom_a_route_names_is_neither_an_address_nor_a_user(valkey: Server, tmp_path: Path) -> None:
+    def user(scope: Scope) -> str | None:
+        return dict(scope["headers"]).get(b"x-user", b"").decode() or None
+
+    async with site_on(valkey, tmp_path, routes={"/api": "email"}, identify=user) as site:
+        with_route(site, "/login", limited("email", identifier=account))
+        for account_named in ("203.0.113.9", "user:alice", "of:203.0.113.9"):
+            assert await site.statuses(3, f"/login?account={account_named}") == [200, 200, 429]
+        assert await site.statuses(1, peer="203.0.113.9") == [200]
+        assert await site.statuses(1, headers={"X-User": "alice"}) == [200]
+        assert await site.statuses(1, headers={"X-User": "of:203.0.113.9"}) == [200]
+
+
+async def test_whom_a_route_names_is_never_on_a_list_of_addresses(site: Site) -> None:
+    await site.limits.deny("203.0.113.0/24")
+    await site.limits.allow("198.51.100.0/24")
+    await site.limits.allow("2001:db8::/32")
+    with_route(site, "/login", limited("email", identifier=account))
+    for account_named, peer in (("203.0.113.9", "192.0.2.1"), ("198.51.100.7", "192.0.2.2")):
+        assert await site.statuses(3, f"/login?account={account_named}", peer=peer) == [200, 200, 429]
+    assert await site.statuses(3, "/login?account=2001:db8::1", peer="192.0.2.3") == [200, 200, 429]
+    await site.limits.deny("of:bob")
+    problem(await site.ask("/login?account=bob", peer="192.0.2.4"), 429, "rate_limited")
+
+
+async def test_a_new_process_knows_the_lists_at_the_first_request_of_a_route_outside_the_table(
+    valkey: Server, tmp_path: Path
+) -> None:
+    async with seal_on(valkey, tmp_path / "one") as seal:
+        await seal.rate_limits.deny(PEER)
+    async with site_on(valkey, tmp_path / "two") as site:
+        with_route(site, "/login", limited("api", identifier=lambda request: "alice"))
+        assert await site.statuses(1, "/login") == [429]
+
+
 OfAccount = Annotated[Charge, Depends(limited("email", identifier=account))]
 
 
@@ -555,6 +691,79 @@ async def test_a_route_may_say_who_is_charged_and_refund_it(site: Site) -> None:
     assert await remaining(site, "email", PEER) == 0
 
 
+async def test_a_charge_is_given_back_once(site: Site) -> None:
+    given: list[bool] = []
+    left: list[int] = []
+
+    @site.app.get("/api/codes")
+    async def codes(charge: Annotated[Charge, Depends(limited("api", cost=5))]) -> None:
+        for _ in range(3):
+            given.append(await charge.refund())
+            left.append(await remaining(site, "api"))
+
+    await site.statuses(1, "/api/none")
+    assert await site.statuses(1, "/api/codes") == [200]
+    assert (given, left) == ([True, False, False], [99, 99, 99])
+
+
+async def test_two_parts_of_a_route_that_are_charged_for_the_same_share_one_charge(site: Site) -> None:
+    seen: list[object] = []
+
+    @site.app.get("/mails")
+    async def mails(
+        small: Annotated[Charge, Depends(limited("api", cost=2))],
+        large: Annotated[Charge, Depends(limited("api", cost=7))],
+    ) -> None:
+        seen.extend([small.cost, await remaining(site, "api")])
+        seen.extend([await small.refund(), await large.refund(), await remaining(site, "api")])
+
+    assert await site.statuses(1, "/mails") == [200]
+    assert seen == [7, 93, True, False, 100]
+
+
+async def test_somebody_exempt_is_given_nothing_back(site: Site) -> None:
+    given: list[bool] = []
+
+    @site.app.get("/mails")
+    async def mails(charge: Annotated[Charge, Depends(limited("email"))]) -> None:
+        await site.limits.forget(PEER)
+        given.append(await charge.refund())
+
+    assert (await site.limits.email.limit(PEER)).remaining == 1
+    await site.limits.allow(PEER)
+    assert await site.statuses(1, "/mails") == [200]
+    assert given == [False]
+    assert await remaining(site, "email") == 1
+
+
+async def test_what_was_given_back_counts_for_nothing_later_in_the_request(site: Site) -> None:
+    async def first(charge: Annotated[Charge, Depends(limited("api"))]) -> None:
+        assert await charge.refund()
+
+    site.app.get("/mails", dependencies=[Depends(first), Depends(limited("api", cost=3))])(nothing)
+    assert await site.statuses(1, "/mails") == [200]
+    assert await remaining(site, "api") == 97
+
+
+async def test_a_refusal_that_is_caught_refuses_again(site: Site) -> None:
+    ran: list[str] = []
+
+    async def patient(request: Request) -> None:
+        for cost in (1, 3, 1):
+            try:
+                await limited("email", cost=cost)(request)
+            except Problem as refused:
+                ran.append(refused.code)
+
+    @site.app.get("/mails", dependencies=[Depends(patient), Depends(limited("email"))])
+    async def mails() -> None:
+        ran.append("sent")
+
+    problem(await site.ask("/mails"), 429, "rate_limited")
+    assert ran == ["rate_limited", "rate_limited"]
+    assert await remaining(site, "email") == 1
+
+
 @pytest.mark.parametrize("awkward", ["a" * 5000, "\ud800", "a:b", "}{", "\x00"])
 async def test_no_identifier_that_a_client_makes_up_is_an_error(site: Site, awkward: str) -> None:
     with_route(site, "/api/codes", limited("email", identifier=lambda request: awkward))
@@ -567,9 +776,25 @@ async def test_a_dependency_works_outside_the_table_too(site: Site) -> None:
     problem(await site.ask("/mails", peer="203.0.113.6"), 429, "rate_limited")
 
 
-async def test_a_cost_below_one_and_an_application_without_the_middleware_are_configuration_errors() -> None:
-    with pytest.raises(ConfigurationError, match="cost: expected a whole number of at least 1; came: 0"):
-        limited("email", cost=0)
+@pytest.mark.parametrize("cost", [0, -1, 1.5, 1.0, True, "1", None])
+def test_a_cost_that_is_no_whole_number_of_at_least_one_is_refused_when_the_route_is_made(cost: Any) -> None:
+    with pytest.raises(ConfigurationError, match="cost: expected a whole number of at least 1; came: "):
+        limited("email", cost=cost)
+
+
+async def test_a_route_with_a_limiter_that_nobody_declared_fails_and_names_none_to_the_client(
+    valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with product_on(valkey, tmp_path) as site:
+        with_route(site, "/mails", limited("emial"))
+        answer = await site.ask("/mails")
+        problem(answer, 500, "configuration_invalid")
+        assert not any(limiter.name in answer.text for limiter in site.limits.limiters)
+        assert "emial" not in answer.text
+        assert "emial" in caplog.text
+
+
+async def test_an_application_without_the_middleware_is_a_configuration_error() -> None:
     app = FastAPI()
     app.get("/", dependencies=[Depends(limited("email"))])(nothing)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://counterseal") as client:

@@ -21,20 +21,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
-from typing import Final
+from typing import Final, cast
 
 from fastapi import Request
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from counterseal.app import Counterseal
-from counterseal.core.errors import ConfigurationError
-from counterseal.web.address import client_address
-from counterseal.web.charges import Charge, Charges
-from counterseal.web.paths import PathTable
+from counterseal.core.errors import ConfigurationError, UnknownName
+from counterseal.web.charges import Charge, Charges, Charging, OfScope
+from counterseal.web.paths import PathTable, readings, route_path
 from counterseal.web.problems import Problem, problem_response
-from counterseal.web.quota import quota_headers
+from counterseal.web.quota import FIELDS, quota_headers
 
 ROUTES: Final[Mapping[str, str | None]] = {
     "/api": "api",
@@ -45,9 +42,6 @@ ROUTES: Final[Mapping[str, str | None]] = {
     "/api/jobs": None,
 }
 """The limiter of each path and of what is below it; None charges nothing, as every path that none of them covers."""
-
-OfScope = Callable[[Scope], str | None]
-"""Tells something of a request, from what the server and earlier middleware put into its scope."""
 
 _CHARGES: Final = "counterseal.charges"
 
@@ -60,8 +54,9 @@ class RateLimitMiddleware:
     the deny or allow list is denied or exempt whoever the user is.
 
     A refusal is a problem with `Retry-After`: `429`, or `503` where Redis can't be reached and the limiter is closed
-    without it. Bodies are neither read nor held. Every method is charged, but not the preflight of CORS, which no
-    client chooses to send. WebSocket connections are not: they are no requests, and have no answer that could tell.
+    without it. Bodies are neither read nor held. Every method is charged, a preflight of CORS too when it comes here:
+    a route may answer it. WebSocket connections are not: they are no requests, and have no answer that could tell.
+    A path with `.` or `..` is charged to the limiter of either reading, as it is and resolved.
 
     Raises `ConfigurationError` for a malformed path and `UnknownName` for a limiter that nobody declared. One round
     trip a request, none while a client is refused.
@@ -77,21 +72,18 @@ class RateLimitMiddleware:
         plan: OfScope | None = None,
     ) -> None:
         self._app = app
-        self._limits = seal.rate_limits
+        limits = seal.rate_limits
         self._now_ms = seal.store.now_ms
-        self._web = seal.settings.web
-        self._identify = identify
-        self._plan = plan
-        self._knows_lists = False
+        self._charging = Charging(limits, seal.settings.web, identify=identify, plan=plan)
         self._table = PathTable(
-            {path: None if name is None else self._limits.limiter(name) for path, name in routes.items()}
+            {path: None if name is None else limits.limiter(name) for path, name in routes.items()}
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        charges = scope[_CHARGES] = self._charges(scope)
+        charges = scope[_CHARGES] = Charges(self._charging, scope)
         started = False
 
         async def send_on(message: Message) -> None:
@@ -102,44 +94,28 @@ class RateLimitMiddleware:
             await send(message)
 
         try:
-            limiter = self._table.find(scope["path"].removeprefix(scope.get("root_path", "")))
-            if limiter is not None and not _is_preflight(scope):
-                await self._read_lists()
-                await charges.charge(limiter)
+            for path in readings(route_path(scope)):
+                limiter = self._table.find(path)
+                if limiter is not None:
+                    await charges.charge(limiter)
             await self._app(scope, receive, send_on)
-        except (
-            Problem
-        ) as problem:  # of this middleware, or of `limited` in an application that has no handler for it
+        except Problem as problem:
+            # Of this middleware, or of `limited` in an application that has no handler for it.
             if started:
                 raise
             await problem_response(problem)(scope, receive, send_on)
-
-    async def _read_lists(self) -> None:
-        """Before the first charge: from then on the limiters hear of changes by themselves."""
-        if not self._knows_lists:
-            await self._limits.lists()
-            self._knows_lists = True
+        finally:
+            # They hold each other, and would wait for the collector of cycles with everything of the request.
+            scope.pop(_CHARGES, None)
 
     def _told(self, message: Message, charges: Charges) -> Message:
         """The start of an answer, which also tells what is left."""
         quotas = charges.quotas
-        if not quotas:
+        told = quota_headers(quotas, self._now_ms()) if quotas else None
+        if not told:
             return message
-        now = datetime.fromtimestamp(self._now_ms() / 1000, UTC)
-        told = {
-            name.lower().encode("ascii"): value.encode("ascii")
-            for name, value in quota_headers(quotas, now).items()
-        }
-        before = [(name, value) for name, value in message.get("headers", ()) if name.lower() not in told]
-        return {**message, "headers": [*before, *told.items()]}
-
-    def _charges(self, scope: Scope) -> Charges:
-        return Charges(
-            self._limits,
-            address=lambda: client_address(scope, self._web.trusted_proxies, header=self._web.proxy_header),
-            user=lambda: self._identify(scope) if self._identify else None,
-            plan=lambda: self._plan(scope) if self._plan else None,
-        )
+        before = [field for field in message.get("headers", ()) if field[0].lower() not in FIELDS]
+        return {**message, "headers": before + told}
 
 
 def limited(
@@ -150,13 +126,16 @@ def limited(
 ) -> Callable[[Request], Awaitable[Charge]]:
     """A dependency that charges a limiter besides the one of the path: `Depends(limited("email", cost=5))`.
 
-    `identifier` says who is charged, as it stands; without it, or when it says None, it is whom the middleware charges.
+    `identifier` says who is charged, as `of:<what it says>`: a client may have written it, so it is never taken for an
+    address or a user. Without it, or when it says None, it is whom the middleware charges.
     What the path was charged for the same limiter and the same identifier counts towards `cost`, so nothing is charged
     twice. A route that takes the value gets the `Charge`, and may refund it. Needs `RateLimitMiddleware`, on any path.
-    Refuses as the middleware does. Raises `ConfigurationError` for a cost below 1. At most one round trip.
+    Refuses as the middleware does. Raises `ConfigurationError` for a cost that is not a whole number of at least 1, and
+    in a request for a limiter that nobody declared. At most one round trip.
     """
-    if cost < 1:
-        raise ConfigurationError(f"cost: expected a whole number of at least 1; came: {cost}")
+    whole = cast("object", cost)
+    if not isinstance(whole, int) or isinstance(whole, bool) or whole < 1:
+        raise ConfigurationError(f"cost: expected a whole number of at least 1; came: {cost!r}")
 
     async def charge(request: Request) -> Charge:
         charges = request.scope.get(_CHARGES)
@@ -166,13 +145,11 @@ def limited(
             )
         said = identifier(request) if identifier else None
         who = await said if inspect.isawaitable(said) else said
-        return await charges.charge(charges.limits.limiter(name), who, cost)
+        try:
+            limiter = charges.limits.limiter(name)
+        except UnknownName as fault:
+            # Named by who wrote the route and not by the client, whom a list of limiters would help to guess.
+            raise ConfigurationError(f"limited: {fault}") from fault
+        return await charges.charge(limiter, who, cost)
 
     return charge
-
-
-def _is_preflight(scope: Scope) -> bool:
-    if scope["method"] != "OPTIONS":
-        return False
-    headers = Headers(scope=scope)
-    return "origin" in headers and "access-control-request-method" in headers
