@@ -30,8 +30,9 @@ class Source(StrEnum):
 class Result(Generic[_T]):
     """`value` is None when nothing was found, and also when None itself is what was kept: then `found` is true.
 
-    `kept` is false for a loaded value that was not stored: it is too large, the value was invalidated meanwhile, it took
-    too long, or Redis did not answer. Where its kind or a tag was cleared meanwhile it is stored, and does not count.
+    `kept` is false for a loaded value that was not stored: it is too large, was invalidated meanwhile, took too long to
+    load, or Redis did not answer. Where its kind or a tag was cleared meanwhile it is stored, and does not
+    count.
     """
 
     found: bool
