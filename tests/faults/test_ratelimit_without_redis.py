@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from counterseal.core.errors import StoreUnavailable, UnknownName
+from counterseal.ratelimit import fallback
 from counterseal.ratelimit.decision import Decision, Reason
 from counterseal.ratelimit.limit import Algorithm, Limit
 from counterseal.ratelimit.policy import Elsewhere, Policy, WithoutRedis
@@ -149,6 +150,156 @@ async def test_what_is_counted_elsewhere_decides_and_is_closed_when_that_fails_t
             Reason.UNAVAILABLE,
         ]
         assert all(decision.degraded for decision in found)
+
+
+async def test_what_fails_elsewhere_is_logged_once_and_without_what_it_says_of_anybody(
+    valkey: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Ledger(Elsewhere):
+        async def charge(self, name: str, identifier: str, cost: int) -> Decision | None:
+            raise RuntimeError(f"INSERT INTO attempts [parameters: ({identifier!r},)]")
+
+    async with limits_on(valkey, elsewhere={"auth": Ledger()}) as (limits, _):
+        valkey.kill()
+        for _ in range(20):
+            assert (await limits.auth.limit("ada@example.com")).reason is Reason.UNAVAILABLE
+    told = [caplog.handler.format(record) for record in caplog.records if "ratelimit" in record.name]
+    assert len(told) == 1
+    assert "has failed: RuntimeError" in told[0]
+    assert "ada@example.com" not in told[0]
+
+
+async def test_what_hangs_elsewhere_or_answers_something_else_is_a_refusal(
+    valkey: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ledger(Elsewhere):
+        async def charge(self, name: str, identifier: str, cost: int) -> Decision | None:
+            if identifier == "odd":
+                return True  # type: ignore[return-value]
+            await asyncio.Event().wait()
+            return None
+
+        async def refund(self, name: str, identifier: str, cost: int) -> bool:
+            await asyncio.Event().wait()
+            return True
+
+    assert timedelta(seconds=2) == fallback.ELSEWHERE_WITHIN
+    monkeypatch.setattr(fallback, "ELSEWHERE_WITHIN", timedelta(milliseconds=50))
+    async with limits_on(valkey, elsewhere={"auth": Ledger()}) as (limits, _):
+        valkey.kill()
+        async with asyncio.timeout(10):
+            assert (await limits.auth.limit("ada")).reason is Reason.UNAVAILABLE
+            assert (await limits.auth.limit("odd")).reason is Reason.UNAVAILABLE
+            assert await limits.auth.refund("ada") is False
+
+
+async def test_a_correct_code_is_given_back_where_it_was_counted(valkey: Server) -> None:
+    class Ledger(Elsewhere):
+        used = 0
+
+        async def charge(self, name: str, identifier: str, cost: int) -> Decision | None:
+            self.used += cost
+            return Decision(True, 10, 10 - self.used, datetime.now(UTC), None, Reason.ALLOWED)
+
+        async def refund(self, name: str, identifier: str, cost: int) -> bool:
+            self.used -= cost
+            return True
+
+    ledger = Ledger()
+    async with limits_on(valkey, elsewhere={"auth": ledger}) as (limits, store):
+        await start_of_a_window(store)
+        there = await limits.auth.limit("ada", 3)
+        valkey.freeze()
+        here = await limits.auth.limit("ada", 4)
+        assert (here.degraded, here.per, ledger.used) == (True, MINUTE, 4)
+        assert await limits.auth.refund("ada", 3, decision=there) is False
+        assert ledger.used == 4
+        assert await limits.auth.refund("ada", 4, decision=here) is True
+        assert ledger.used == 0
+        await limits.auth.limit("ada", 2)
+        assert await limits.auth.refund("ada", 2) is True
+        assert ledger.used == 0
+        valkey.thaw()
+        await eventually(lambda: well(limits), within=60)
+        left = (await limits.auth.peek("ada")).remaining
+        assert await limits.auth.refund("ada", 4, decision=here) is True
+        assert (ledger.used, (await limits.auth.peek("ada")).remaining) == (-4, left)
+        assert await limits.auth.refund("ada", 3, decision=there) is True
+        assert (await limits.auth.peek("ada")).remaining == left + 3
+
+
+async def test_what_a_local_window_allowed_is_given_back_to_it_alone(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        await start_of_a_window(store)
+        limiter = limits.limiter("open")
+        await limiter.limit("ada", 2)
+        valkey.freeze()
+        alone = await limiter.limit("ada", 4)
+        assert (alone.success, alone.degraded, alone.remaining, alone.per) == (True, True, 0, MINUTE)
+        assert (await limiter.limit("ada")).per == MINUTE
+        assert await limiter.refund("ada", 4, decision=alone) is True
+        assert (await limiter.peek("ada")).remaining == 4
+        valkey.thaw()
+        await eventually(lambda: well(limits), within=60)
+        left = (await limiter.peek("ada")).remaining
+        assert await limiter.refund("ada", 1, decision=alone) is True
+        assert (await limiter.peek("ada")).remaining == left
+        closed = limits.limiter("closed")
+        valkey.kill()
+        assert await closed.refund("ada", decision=await closed.limit("ada")) is False
+
+
+async def test_a_live_change_leaves_what_this_process_had_counted(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        await start_of_a_window(store)
+        await limits.limiter("open").limit("ada", 4)
+        await limits.set_limits("open", [Limit(5, MINUTE), Limit(9, timedelta(hours=1))])
+        await limits.limiter("open").peek("ada")
+        valkey.kill()
+        decision = await limits.limiter("open").limit("ada", 2)
+        assert (decision.success, decision.degraded, decision.limit) == (False, True, 5)
+        assert (await limits.limiter("open").limit("ada", 1)).success
+
+
+async def test_a_reset_clears_what_this_process_had_counted(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        await start_of_a_window(store)
+        await limits.limiter("open").limit("ada", 6)
+        await limits.limiter("open").reset("ada")
+        valkey.kill()
+        decision = await limits.limiter("open").limit("ada", 6)
+        assert (decision.success, decision.degraded) == (True, True)
+
+
+async def test_whoever_listens_again_after_a_lost_connection_blocks_again(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        await start_of_a_window(store)
+        await limits.limiter("closed").limit("ada", 6)
+        await eventually(lambda: reason_is(limits, Reason.BLOCKED))
+        for _ in range(3):
+            losses = limits._losses
+            valkey.execute("CLIENT", "KILL", "TYPE", "pubsub")
+            await eventually(lambda before=losses: limits._losses > before)
+            assert (await limits.limiter("closed").limit("ada")).reason is Reason.LIMITED
+            await eventually(lambda: reason_is(limits, Reason.BLOCKED))
+        valkey.execute("DEL", KEYS.rate_limit("closed", "sliding_window", 60_000, "ada"))
+        valkey.execute("PUBLISH", KEYS.rate_limit_lifted(), "closed:ada")
+        await eventually(lambda: reason_is(limits, Reason.ALLOWED), within=4)
+
+
+async def test_a_closed_service_hears_nothing_and_blocks_nobody(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        await start_of_a_window(store)
+        await limits.limiter("closed").limit("ada", 6)
+        await eventually(lambda: reason_is(limits, Reason.BLOCKED))
+        await limits.close()
+        assert limits._backing.hearing is False
+        found = [(await limits.limiter("closed").limit("ada")).reason for _ in range(2)]
+        assert found == [Reason.LIMITED] * 2
+
+
+async def well(limits: RateLimits) -> bool:
+    return not (await limits.api.limit("bob")).degraded
 
 
 async def test_elsewhere_for_a_limiter_that_does_not_exist_is_refused(valkey: Server) -> None:

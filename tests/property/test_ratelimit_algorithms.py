@@ -49,6 +49,8 @@ pauses = (
     | st.sampled_from((93, 99, 100, 101, 500, 999, 1000, 1001, 1999, 2000, 30_000, 60_000, 120_000))
 )
 actions = st.sampled_from(("limit", "limit", "limit", "limit", "refund", "refund", "peek", "reset"))
+changes = st.sampled_from(("limit", "limit", "limit", "change", "change", "refund", "peek", "reset"))
+counts = st.integers(1, 4) | st.integers(1, 40)
 steps = st.lists(st.tuples(actions, costs, st.just(0) | st.integers(0, 6) | pauses), min_size=2, max_size=25)
 
 
@@ -107,6 +109,67 @@ def test_a_limiter_decides_as_the_model_of_its_algorithm_does(
             clock.travel(pause_ms * MS)
             await take(action, limiter, model, who, cost=min(cost, most), at_ms=clock.at_ms)
             await check_lifetimes(store, model, who, clock.at_ms)
+
+    desk.run(work())
+
+
+@ALGORITHMS
+@PACE
+@given(data=st.data())
+def test_what_was_used_before_limits_are_changed_stays_used_and_outlives_its_lifetime(
+    desk: Desk, algorithm: Algorithm, data: st.DataObject
+) -> None:
+    limits = data.draw(limits_of(algorithm))
+    walk = data.draw(
+        st.lists(st.tuples(changes, costs | st.integers(1, 40), pauses), min_size=2, max_size=25)
+    )
+
+    store, clock, backing = desk.store, desk.clock, desk.backing
+
+    async def work() -> None:
+        limiter, model, known = limiter_on(backing, "tried", *limits), Models(limits), True
+        who = f"u{next(numbers)}"
+        for action, cost, pause_ms in walk:
+            clock.travel(pause_ms * MS)
+            if action == "change":
+                changed = [
+                    Limit(data.draw(counts), limit.per, algorithm, limit.burst and data.draw(counts))
+                    for limit in limits
+                ]
+                limiter = limiter_on(backing, "tried", *changed)
+                model.change(changed)
+                known = False
+                continue
+            most = min(limit.capacity for limit in model.limits)
+            await take(action, limiter, model, who, cost=min(cost, most), at_ms=clock.at_ms)
+            # Nothing is written when limits change: the next call that charges, or is refused, sees to it.
+            known = known or action in {"limit", "reset"}
+            if known:
+                await check_lifetimes(store, model, who, clock.at_ms)
+
+    desk.run(work())
+
+
+@pytest.mark.parametrize("algorithm", [Algorithm.TOKEN_BUCKET, Algorithm.GCRA], ids=str)
+def test_a_debt_that_takes_longer_under_a_lower_count_is_not_forgotten_sooner(
+    desk: Desk, algorithm: Algorithm
+) -> None:
+    hour = 3_600_000
+    before, after = Limit(1000, hour * MS, algorithm), Limit(10, hour * MS, algorithm, burst=1000)
+
+    async def work() -> None:
+        who = f"u{next(numbers)}"
+        key = KEYS.rate_limit("tried", algorithm.value, hour, who)
+        await limiter_on(desk.backing, "tried", before).limit(who, 900)
+        limiter = limiter_on(desk.backing, "tried", after)
+        refused = await limiter.limit(who, 200)
+        assert refused.retry_after == timedelta(hours=10)
+        left_ms = await desk.store.command("PTTL", key)
+        assert isinstance(left_ms, int)
+        assert left_ms >= 90 * hour
+        await desk.store.command("DEL", key)
+        assert (await limiter.peek(who, 200)).success
+        assert await desk.store.command("PTTL", key) == -2
 
     desk.run(work())
 

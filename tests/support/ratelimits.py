@@ -88,6 +88,12 @@ class Model:
         elif self.charged and self.last // per == at // per:
             self.last = at
 
+    def change(self, limit: Limit) -> None:
+        """Go on under another limit with the same algorithm and period."""
+        if self.limit.algorithm is Algorithm.TOKEN_BUCKET and self.charged:
+            self.debt += limit.capacity - self.limit.capacity  # what is left stays, not what is used
+        self.limit = limit
+
     def _in_window(self, index: int) -> int:
         return sum(cost for time, cost in self.charged if time // self.limit.per_ms == index)
 
@@ -129,6 +135,11 @@ class Models:
             for model in self.models:
                 model.charge(now, cost)
         return self._told(which, now, success=True, retry_ms=None)
+
+    def change(self, limits: Sequence[Limit]) -> None:
+        self.limits = limits
+        for model, limit in zip(self.models, limits, strict=True):
+            model.change(limit)
 
     def refund(self, at: int, cost: int) -> None:
         for model in self.models:

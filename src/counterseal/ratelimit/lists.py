@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -35,20 +35,21 @@ def canonical(who: str) -> str:
     text that looks like an address or a network and is none, and for a network that has bits beside its prefix:
     whether it is meant or the one address is not guessed.
     """
-    network = _network(checked_text("who", who))
-    if network is None:
-        if _MEANT_AS_NETWORK.match(who[: _LONGEST_ADDRESS * 2]):
+    place = _place(checked_text("who", who))
+    if place is None:
+        if _MEANT_AS_NETWORK.match(who[: 2 * _LONGEST_ADDRESS]):
             raise ConfigurationError(
                 f"who: expected an identifier, an address, or a network as 10.0.0.0/8; came: {who}"
             )
         return who
-    if "/" in who and network.prefixlen < network.max_prefixlen:
-        address = ip_interface(who).ip
-        if address != ip_interface(who).network.network_address:
-            raise ConfigurationError(
-                f"who: expected a network without further bits, as {network}; came: {who}"
-            )
-    return str(network.network_address if network.prefixlen == network.max_prefixlen else network)
+    version, shift, number = place
+    if shift == 0:
+        return str(IPv4Address(number) if version == 4 else IPv6Address(number))
+    interface = ip_interface(who)
+    network = interface.network
+    if interface.ip != network.network_address:
+        raise ConfigurationError(f"who: expected a network without further bits, as {network}; came: {who}")
+    return str(IPv4Network((number, 32 - shift)) if version == 4 else network)
 
 
 class Lists:

@@ -95,6 +95,8 @@ class Rules:
             del raw[field]
             self._drop(field)
         for field, value in changed:
+            if field in raw:
+                self._drop(field)
             raw[field] = value
             self._take(field, value)
 
@@ -129,7 +131,6 @@ class Rules:
         return dict(self._lists.entries)
 
     def _take(self, field: str, value: bytes) -> None:
-        self._drop(field)
         try:
             if (who := _listed_of(field)) is not None:
                 self._lists.add(who, _LISTED[decode_as(value, str, key=field)])
