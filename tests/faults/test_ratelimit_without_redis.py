@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,8 @@ from counterseal.ratelimit.decision import Decision, Reason
 from counterseal.ratelimit.limit import Algorithm, Limit
 from counterseal.ratelimit.policy import Elsewhere, Policy, WithoutRedis
 from counterseal.ratelimit.service import RateLimits
-from counterseal.store.base import Store
+from counterseal.store.base import Gap, Message, Store, Subscription
+from counterseal.store.feed import Inbox
 from counterseal.store.keys import Keys
 from counterseal.store.link import LinkOptions
 from counterseal.store.wire import Argument, Reply
@@ -285,6 +286,70 @@ async def test_whoever_listens_again_after_a_lost_connection_blocks_again(valkey
         valkey.execute("DEL", KEYS.rate_limit("closed", "sliding_window", 60_000, "ada"))
         valkey.execute("PUBLISH", KEYS.rate_limit_lifted(), "closed:ada")
         await eventually(lambda: reason_is(limits, Reason.ALLOWED), within=4)
+
+
+class _HandFed:
+    """Stands where a connection feeds a subscription: the test itself hands in what arrives."""
+
+    async def add(self, inbox: Inbox) -> None: ...
+
+    async def remove(self, inbox: Inbox) -> None: ...
+
+
+async def test_only_the_gap_of_the_last_loss_lets_it_believe_that_it_hears(valkey: Server) -> None:
+    async with limits_on(valkey) as (limits, store):
+        inboxes: list[Inbox] = []
+
+        others = store.subscribe
+
+        def subscribe(
+            *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
+        ) -> Subscription:
+            if channels != (KEYS.rate_limit_lifted(),):
+                return others(*channels, limit=limit, on_loss=on_loss)
+            inboxes.append(Inbox(_HandFed(), channels, limit=limit, on_loss=on_loss))
+            return inboxes[-1]
+
+        store.subscribe = subscribe  # type: ignore[method-assign]
+        await limits.api.limit("ada")
+        await eventually(lambda: limits._backing.hearing)
+        (inbox,) = inboxes
+        gap, message = Gap(inbox.channels), Message(inbox.channels[0], b"api:ada")
+
+        async def read() -> bool:
+            await eventually(inbox._queue.empty)
+            await asyncio.sleep(0)
+            return limits._backing.hearing
+
+        inbox.put(message)
+        inbox.lose()  # before the message was read
+        assert await read() is False
+        inbox.put(gap)
+        inbox.lose()  # before that one was read
+        assert await read() is False
+        inbox.put(gap)
+        assert await read() is True
+
+
+async def test_a_refusal_asked_for_before_it_hears_blocks_nobody_afterwards(valkey: Server) -> None:
+    """What was given back meanwhile was told to nobody here."""
+    async with limits_on(valkey) as (limits, store), limits_on(valkey) as (others, other_store):
+        await start_of_a_window(store)
+        await start_of_a_window(other_store)
+        await others.limiter("closed").limit("ada", 6)
+        ask, arrived = limits.limiter("closed")._command, asyncio.Event()
+
+        async def slow(*arguments: Argument) -> Reply:
+            answer = await ask(*arguments)
+            await arrived.wait()
+            return answer
+
+        limits.limiter("closed")._command = slow
+        asked = asyncio.create_task(limits.limiter("closed").limit("ada"))
+        await eventually(lambda: limits._backing.hearing)
+        arrived.set()
+        assert (await asked).reason is Reason.LIMITED
+        assert not any(subject.blocks for subject in limits.limiter("closed")._default)
 
 
 async def test_a_closed_service_hears_nothing_and_blocks_nobody(valkey: Server) -> None:

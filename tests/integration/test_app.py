@@ -16,13 +16,16 @@ from counterseal import (
     Counterseal,
     DatabaseUnavailable,
     Kind,
+    Limit,
     Settings,
     StoreUnavailable,
     Task,
 )
+from counterseal.cache.result import Source
 from counterseal.core.settings import DatabaseSettings, Environment, RedisSettings
 from counterseal.jobs.job import State
 from counterseal.jobs.types import EMAIL
+from counterseal.ratelimit import Reason
 from support.ports import free_port
 from support.servers import Server
 from support.waiting import eventually
@@ -55,6 +58,46 @@ async def test_with_nothing_configured_everything_works_and_is_there_again_later
         assert await seal.cache.user_profiles.get("u") == {"name": "Ada"}
         assert (await seal.jobs.get(job)).payload == {"n": 1}  # type: ignore[union-attr]
         assert (await seal.analytics.today()).views == 1
+
+
+async def test_what_was_closed_works_again_when_it_is_entered_again(valkey: Server, tmp_path: Path) -> None:
+    profiles = Kind("seen", timedelta(hours=1), near=timedelta(hours=1))
+    seal = Counterseal.open(settings(tmp_path, valkey.url), kinds=[profiles])
+    pdfs = seal.rate_limits.pdf_generation
+    before = asyncio.all_tasks()
+    for turn in (1, 2):
+        async with seal:
+            kind = seal.cache.of(profiles)
+            await kind.set("u", {"turn": turn})
+
+            async def near() -> bool:
+                return (await kind.find("u")).source is Source.NEAR  # noqa: B023 - it is awaited in this turn
+
+            await eventually(near)
+            await seal.rate_limits.set_limits("pdf_generation", Limit(turn, timedelta(minutes=1)))
+            await pdfs.limit(f"ada{turn}", turn)
+
+            async def blocked() -> bool:
+                return (await pdfs.limit(f"ada{turn}")).reason is Reason.BLOCKED  # noqa: B023 - as above
+
+            await eventually(blocked)
+            valkey.execute("PUBLISH", "cs:ratelimit:lifted", f"pdf_generation:ada{turn}")
+            await eventually(lambda: asks_again(seal))
+        assert asyncio.all_tasks() == before
+        await eventually(lambda: connections(valkey) == 0)
+    async with seal:
+        totals = seal.rate_limits.totals["pdf_generation"]
+        stats = await seal.rate_limits.stats(2)
+        assert sum(hour.allowed for hour in stats["pdf_generation"].values()) == totals.allowed == 2
+        assert sum(hour.refused for hour in stats["pdf_generation"].values()) == totals.refused
+        top = dict(await seal.rate_limits.top_refused("pdf_generation", hours=2))
+        assert sum(top.values()) == totals.refused
+        assert set(top) == {"ada1", "ada2"}
+
+
+def asks_again(seal: Counterseal) -> bool:
+    """Whether this process refuses nobody by itself."""
+    return not any(subject.blocks for subject in seal.rate_limits.pdf_generation._default)
 
 
 def test_building_it_does_no_input_or_output(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -18,6 +18,7 @@ from counterseal.cache.kind import Kind
 from counterseal.cache.result import Source
 from counterseal.cache.service import Cache
 from counterseal.cache.values import KindCache
+from counterseal.ratelimit.decision import Decision, Reason
 from counterseal.ratelimit.limit import Limit
 from counterseal.ratelimit.limiter import Limiter
 from counterseal.ratelimit.policy import Policy
@@ -34,8 +35,9 @@ HOUR = timedelta(hours=1)
 BARE = Kind("bare", HOUR, early_refresh=False)
 PAGES = response_kind("page", HOUR)
 NEAR = Kind("near", HOUR, near=HOUR, owner="user")
+SEVERAL = Policy("several", (Limit(1_000_000, HOUR), Limit(1_000_000, 2 * HOUR)))
 ONCE = Policy("once", (Limit(1, HOUR),))
-OFTEN = Policy("often", (Limit(1_000_000, HOUR),))
+OFTEN = Policy("often", (Limit(1_000_000, HOUR),), plans={"gold": (Limit(2_000_000, HOUR),)})
 
 AMOUNTS = {
     "no": 0,
@@ -133,6 +135,30 @@ async def block(house: House) -> None:
     await house.limits.limiter("once").limit("blocked")
 
 
+async def use_up(house: House) -> None:
+    await house.limits.limiter("once").reset("refused")
+    await house.limits.limiter("once").limit("refused")
+
+
+async def deny(house: House) -> None:
+    await house.limits.deny("mallory")
+
+
+async def allow(house: House) -> None:
+    await house.limits.allow("bot")
+
+
+async def refund_refused(house: House) -> bool:
+    now = datetime.now(UTC)
+    refused = Decision(False, 1, 0, now, HOUR, Reason.LIMITED)
+    return await house.limits.limiter("once").refund("refused", decision=refused)
+
+
+async def refuse_everywhere(house: House) -> None:
+    for limiter in house.limits.limiters:
+        await limiter.limit("a", 10_000_000)
+
+
 async def count(house: House) -> None:
     await house.bare.find("none")
     await house.limits.limiter("often").limit("x")
@@ -193,6 +219,14 @@ CASES = [
     Case(Cache.close, "something counted", 1, lambda h: h.cache.close(), count),
     Case(ResponseCache.invalidate, "two", 1, lambda h: pages(h).invalidate("/a", "/b")),
     Case(Limiter.limit, "allowed", 1, lambda h: h.limits.limiter("often").limit("a")),
+    Case(Limiter.limit, "refused", 1, lambda h: h.limits.limiter("once").limit("refused"), use_up),
+    Case(Limiter.limit, "several limits", 1, lambda h: h.limits.limiter("several").limit("a")),
+    Case(Limiter.limit, "a plan", 1, lambda h: h.limits.limiter("often").limit("a", plan="gold")),
+    Case(Limiter.limit, "more than the limit", 1, lambda h: h.limits.limiter("once").limit("a", 2)),
+    Case(Limiter.limit, "denied", 0, lambda h: h.limits.limiter("often").limit("mallory"), deny),
+    Case(Limiter.limit, "exempt", 0, lambda h: h.limits.limiter("often").limit("bot"), allow),
+    Case(Limiter.peek, "denied", 0, lambda h: h.limits.limiter("often").peek("mallory"), deny),
+    Case(Limiter.refund, "refused", 0, refund_refused, use_up),
     Case(Limiter.limit, "refused lately", 0, lambda h: h.limits.limiter("once").limit("blocked"), block),
     Case(Limiter.peek, "some", 1, lambda h: h.limits.limiter("often").peek("a")),
     Case(Limiter.refund, "some", 1, lambda h: h.limits.limiter("often").refund("a")),
@@ -206,6 +240,7 @@ CASES = [
     Case(RateLimits.stats, "a day", 1, lambda h: h.limits.stats(24), count),
     Case(RateLimits.top_refused, "ten", 1, lambda h: h.limits.top_refused("once"), block),
     Case(RateLimits.close, "something counted", 1, lambda h: h.limits.close(), count),
+    Case(RateLimits.close, "somebody refused", 2, lambda h: h.limits.close(), refuse_everywhere),
 ]  # fmt: skip
 
 SERVICES = (KindCache, CachedFunction, Cache, Limiter, RateLimits, ResponseCache)
@@ -219,7 +254,7 @@ async def open_house(server: Server) -> AsyncIterator[House]:
         store_on(server) as store,
         Cache(store, keys=KEYS, kinds=[BARE, NEAR, PAGES]) as cache,
     ):
-        limits = RateLimits(store, keys=KEYS, policies=[ONCE, OFTEN])
+        limits = RateLimits(store, keys=KEYS, policies=[ONCE, OFTEN, SEVERAL])
         try:
             await limits.lists()
             await come_to_rest(store)
@@ -259,6 +294,25 @@ async def test_a_call_costs_what_its_docstring_says(valkey: Server, case: Case) 
     assert case.cost == min(costs)
     stated, most = costs_of(case.method)
     assert case.cost in stated or (most is not None and case.cost <= most)
+
+
+async def test_the_first_call_and_a_script_the_server_does_not_know_cost_one_more(valkey: Server) -> None:
+    async with store_on(valkey) as store:
+        limits = RateLimits(store, keys=KEYS, policies=[OFTEN])
+        costs: list[int] = []
+        before = store.counts.batches
+        await limits.limiter("often").limit("a")
+        costs.append(store.counts.batches - before)
+        await eventually(lambda: limits._backing.hearing)
+        await come_to_rest(store)
+        for _ in range(TRIES):
+            valkey.execute("SCRIPT", "FLUSH")
+            before = store.counts.batches
+            await limits.limiter("often").limit("a")
+            costs.append(store.counts.batches - before)
+        await limits.close()
+    assert costs[0] == 3  # the rules, the script that is not known, and the script
+    assert min(costs[1:]) == 2
 
 
 def test_every_public_call_says_what_it_costs_and_is_counted_here() -> None:

@@ -7,12 +7,14 @@ from datetime import timedelta
 
 import pytest
 
+from counterseal.core.errors import StoreBusy
 from counterseal.ratelimit.limit import Limit
 from counterseal.ratelimit.policy import Policy
 from counterseal.ratelimit.refused import Refused
 from counterseal.ratelimit.scripts import MOST_REFUSED
 from counterseal.ratelimit.service import RateLimits
 from counterseal.store.keys import Keys
+from counterseal.store.wire import Reply
 from support.servers import Server
 from support.stores import store_on, travel
 from support.waiting import eventually
@@ -73,6 +75,62 @@ async def test_what_can_not_be_sent_is_kept_while_redis_is_away(valkey: Server) 
         await refused.close()
         assert refused.of("api").counts == {}
         assert await refused.top("api", 10, 1) == [("ada", 1)]
+
+
+async def test_a_refusal_belongs_to_the_hour_in_which_it_was_counted(valkey: Server) -> None:
+    async with store_on(valkey) as store:
+        refused = Refused(store, keys=KEYS)
+        travel(store, HOUR + HOUR / 2 - timedelta(milliseconds=store.now_ms() % 3_600_000))
+        refused.of("api").add("ada")
+        travel(store, HOUR)
+        assert await refused.top("api", 10, 1) == []
+        assert await refused.top("api", 10, 2) == [("ada", 1)]
+        await refused.flush()
+        assert await refused.top("api", 10, 1) == []
+        assert await refused.top("api", 10, 2) == [("ada", 1)]
+        await refused.close()
+
+
+async def test_refusals_of_several_hours_wait_until_redis_is_back_of_each_the_most_refused(
+    valkey: Server,
+) -> None:
+    async with store_on(valkey) as store:
+        refused = Refused(store, keys=KEYS)
+        travel(store, HOUR + HOUR / 2 - timedelta(milliseconds=store.now_ms() % 3_600_000))
+        valkey.kill()
+        refused.of("api").add("ada")
+        await eventually(lambda: not store.available)
+        for _ in range(30):
+            for number in range(MOST_REFUSED + 100):
+                refused.of("api").add(f"u{number}")
+            refused.of("api").add("ada")
+            travel(store, HOUR)
+            await refused.flush()
+        waiting = refused.of("api")._waiting
+        assert len(waiting) == 24
+        assert {len(counts) for counts in waiting.values()} == {MOST_REFUSED}
+        valkey.start()
+        await eventually(lambda: store.available, within=30)
+        await refused.close()
+        assert len(valkey.execute("KEYS", "cs:ratelimitrefused:api:*")) == 24
+
+
+async def test_what_was_not_sent_because_the_connection_was_full_is_sent_later(valkey: Server) -> None:
+    async with store_on(valkey) as store:
+        refused = Refused(store, keys=KEYS)
+        refused.of("api").add("ada")
+        run = store.run
+
+        async def full(*_: object, **__: object) -> Reply:
+            raise StoreBusy
+
+        store.run = full  # type: ignore[method-assign]
+        await refused.flush()
+        refused.of("api").add("ada")
+        store.run = run  # type: ignore[method-assign]
+        assert await refused.top("api", 10, 2) == [("ada", 2)]
+        await refused.close()
+        assert await refused.top("api", 10, 2) == [("ada", 2)]
 
 
 @pytest.mark.filterwarnings("error")

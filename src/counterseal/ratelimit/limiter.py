@@ -121,8 +121,9 @@ class Limiter:
     async def peek(self, identifier: str, cost: int = 1, *, plan: str | None = None) -> Decision:
         """Whether `limit` would allow it; nothing is charged or counted. One round trip.
 
-        `remaining` is what there is now, from which `limit` would take the cost. Without Redis it tells what this
-        process alone would do; of what is counted elsewhere it tells nothing. Raises as `limit`.
+        Without one: somebody on a list. `remaining` is what there is now, from which `limit` would take the cost.
+        While Redis does not answer it tells what this process alone would do, and nothing of what is counted
+        elsewhere. Raises as `limit`.
         """
         cost = _checked_cost(cost)
         subject = await self._meet(self._subjects_of(plan), identifier, plan)
@@ -140,9 +141,10 @@ class Limiter:
     ) -> bool:
         """Give back what was charged, as for a code that was right; whether that was done. One round trip.
 
-        `decision` is what `limit` answered, which tells where it was counted: of one that charged nothing (refused,
-        exempt) nothing is given back, and of a degraded one only what was counted without Redis. At most what was
-        charged in the current window comes back. Every process hears of it, so nobody stays blocked.
+        Without one: when `decision`, which is what `limit` answered, tells that it was not counted in Redis. Of one
+        that charged nothing (refused, exempt) nothing is given back, and of a degraded one only what was counted
+        without Redis. At most what was charged in the current window comes back. Every process hears of it, so nobody
+        stays blocked.
         When Redis does not answer, only this process's own window has it back, and the answer is False. Without a
         `decision` it is then given back elsewhere, where that counts. Raises as `limit`.
         """
