@@ -5,9 +5,8 @@ A limiter counts for each identifier, for all processes together. Refusal is a v
 
 from datetime import timedelta
 
-from counterseal import Counterseal, Limit, Policy
-from counterseal.ratelimit.decision import Reason
-from counterseal.ratelimit.limit import Algorithm
+from counterseal import Counterseal
+from counterseal.ratelimit import Algorithm, Limit, Policy, Reason
 from support.servers import Server
 
 MINUTE = timedelta(minutes=1)
@@ -23,7 +22,7 @@ async def test_five_documents_a_minute(seal: Counterseal) -> None:
     assert decisions[5].retry_after > timedelta(0)  # exact: a millisecond earlier it would be refused again
     assert (await pdfs.limit("bob")).success  # everybody has a count of their own
 
-    await pdfs.refund("ada")  # it was not needed after all
+    await pdfs.refund("ada", decision=decisions[4])  # it was not needed after all
     assert (await pdfs.limit("ada")).success
 
 
