@@ -509,6 +509,10 @@ async def test_a_service_that_was_closed_works_again_when_it_is_entered_again(
 
             await eventually(allowed, within=4)
             await others.pdf_generation.reset("ada")
+            assert (limits._tallies._running, limits._refused._running) == (
+                True,
+                True,
+            )  # counts are sent by themselves
         # Closed, it does not hear what lifts a block, so it asks.
         await limits.pdf_generation.limit("bob", 5)
         assert [(await limits.pdf_generation.limit("bob")).reason for _ in range(2)] == [Reason.LIMITED] * 2
