@@ -163,7 +163,7 @@ async def test_either_url_of_redis_counts_and_the_token_is_upstashs(
     [
         ("-ping", "redis", {}),
         ("-set", "cache", {"set": False}),
-        ("-get", "cache", {"set": True, "get": False}),
+        ("-get", "cache", {"set": False, "get": False}),
         ("-unlink", "cache", {"set": True, "get": True, "delete": False}),
         ("-exists", "cache", {"set": True, "get": True, "delete": False}),
         ("-llen", "jobQueue", {"canAccessJobs": False}),
