@@ -248,6 +248,45 @@ async def test_a_full_server_still_forgets(servers: Callable[..., Server]) -> No
         assert await cache.documents.get_many(["1", "2", "3"]) == {}
 
 
+@pytest.mark.parametrize("how", ["invalidate", "clear", "tag"])
+async def test_a_full_server_forgets_what_is_being_loaded_as_well(
+    servers: Callable[..., Server], how: str
+) -> None:
+    server = servers(config=["maxmemory-policy noeviction"])
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(_: str) -> JsonObject:
+        began.set()
+        await go_on.wait()
+        return {"v": "old"}
+
+    async def quick(_: str) -> JsonObject:
+        return {"v": "new"}
+
+    async with (
+        store_on(server) as store,
+        store_on(server) as other_store,
+        Cache(store, keys=KEYS) as cache,
+        Cache(other_store, keys=KEYS) as other,
+    ):
+        early = asyncio.create_task(cache.documents.find_or_load("d", slow, tags=["t"]))
+        await began.wait()
+        server.execute("CONFIG", "SET", "maxmemory", "1")
+        match how:
+            case "invalidate":
+                await other.documents.invalidate("d")
+            case "clear":
+                await other.clear("document")
+            case _:
+                await other.invalidate_tags("t")
+        async with asyncio.timeout(10):
+            assert await cache.documents.get_or_load("d", quick, tags=["t"]) == {"v": "new"}
+        server.execute("CONFIG", "SET", "maxmemory", "0")
+        go_on.set()
+        assert (await early).value == {"v": "old"}
+        assert (await cache.documents.get("d")) in (None, {"v": "new"})
+
+
 async def test_a_process_that_keeps_nothing_near_tells_of_cleared_tags_all_the_same(valkey: Server) -> None:
     async with store_on(valkey) as store, store.subscribe(KEYS.cache_changed()) as messages:
         plain = Cache(store, keys=KEYS)

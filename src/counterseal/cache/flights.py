@@ -124,12 +124,23 @@ class Flights:
         """Whether this process loads the value now."""
         return (slot.kind, slot.identifier) in self._under_way
 
+    def refresh(
+        self, place: Place, identifier: str, loader: Loader, tags: tuple[str, ...], look: Look
+    ) -> asyncio.Task[Loaded]:
+        """As `board`, for a load that nobody waits for, so that it is inside of no other."""
+        outside = _chain.set(())
+        try:
+            return self.board(place, identifier, loader, tags, look)
+        finally:
+            _chain.reset(outside)
+
     def board(
         self, place: Place, identifier: str, loader: Loader, tags: tuple[str, ...], look: Look | None
     ) -> asyncio.Task[Loaded]:
         """The flight for what was seen, begun when there is none. `look` is None when Redis did not answer.
 
-        Wait for it with `landed`: whoever goes away takes it from nobody.
+        Wait for it with `landed`: whoever goes away takes it from nobody. Raises `RuntimeError` inside of the load of
+        the same value, also in a task that its loader has begun: it would wait for itself.
         """
         slot = place.slot(identifier)
         name = (slot.kind, identifier)

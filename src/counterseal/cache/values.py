@@ -196,7 +196,8 @@ class KindCache(Generic[T]):
 
         Without Redis the loader answers (`degraded`): one load for a value in each process, at most 64 at once. A
         stored value that can't be read is logged and loaded anew. Raises `CodecError` when the loader's value is not
-        one of this kind; one that is too large is logged and not kept.
+        one of this kind; one that is too large is logged and not kept. Raises `RuntimeError` when a loader asks for
+        the value that it loads.
 
         One round trip when it is there, two when it has tags that were not named here; none when it is near; three when
         it is missing, but at most eight when the server knows neither the scripts nor a generation of the kind.
@@ -444,7 +445,7 @@ class KindCache(Generic[T]):
         if not fresh and not self._looks.may_be_stale(value):
             return None
         if (not fresh or self._is_due(entry)) and not self._flights.is_under_way(self.slot(identifier)):
-            flight = self._flights.board(self, identifier, loader, tags, look)
+            flight = self._flights.refresh(self, identifier, loader, tags, look)
             flight.add_done_callback(self._note_refresh)
         self._add(self._counters.hits if fresh else self._counters.stale)
         self._add(self._counters.bytes_read, len(entry.text))

@@ -12,10 +12,11 @@ local loaded, changed = ARGV[6], ARGV[7]
 local time = redis.call('TIME')
 local in_time = tonumber(time[1]) * 1000 < before_ms
 
--- Another holder came after a clear, or after the lease had run out. What was loaded before it would refuse its fill.
+-- Another holder came after a clear, or after the lease had run out: what was loaded before it would refuse its fill.
+-- No lease at all: the value was invalidated. A lease that ran out is kept for longer than any load that may fill.
 local holder, awaited = string.match(redis.call('GET', KEYS[2]) or '', '^(%S+) .* ([01])$')
 local stored = 0
-if in_time and (holder or token) == token and redis.call('GETRANGE', KEYS[1], 2, 17) == seen then
+if in_time and holder == token and redis.call('GETRANGE', KEYS[1], 2, 17) == seen then
   redis.call('SET', KEYS[1], data, 'PX', ttl_ms)
   if changed ~= '' then
     redis.pcall('PUBLISH', changed, KEYS[1])

@@ -9,8 +9,9 @@ local tombstone, ttl_ms, loaded, changed = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local was = redis.call('GETRANGE', KEYS[1], 18, 18) == ' ' and 1 or 0
 local stored = redis.pcall('SET', KEYS[1], tombstone, 'PX', ttl_ms)
 if type(stored) == 'table' and stored.err then
-  -- A full server takes no write: then the value goes without one. What is loaded now can't be stored there either.
+  -- A full server takes no write, but does from a script that has made room.
   redis.call('DEL', KEYS[1])
+  redis.pcall('SET', KEYS[1], tombstone, 'PX', ttl_ms)
 end
 if changed ~= '' then
   redis.pcall('PUBLISH', changed, KEYS[1])
