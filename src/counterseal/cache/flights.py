@@ -144,7 +144,7 @@ class Flights:
         """
         slot = place.slot(identifier)
         name = (slot.kind, identifier)
-        inside = [load[:2] for load in _chain.get() if not load[2].done()]
+        inside = _inside()
         if name in inside:
             raise RuntimeError(f"the loader of a value of {slot.kind} asked for the value that it loads")
         variants = self._under_way.setdefault(name, {})
@@ -246,16 +246,13 @@ class Flights:
                     return Loaded(look.entry.text, Source.HIT)
 
     async def _load(self, place: Place, slot: Slot, loader: Loader, grant: _Grant) -> Loaded:
-        look = grant.look
-        began = time.monotonic()
         prolonging = asyncio.create_task(self._prolong(slot, grant), name="counterseal: hold a lease")
         try:
             try:
-                text = await self._ask(place, slot, loader)
+                text, load_ms = await self._ask(place, slot, loader)
             finally:
                 await end((prolonging,))
-            load_ms = round((time.monotonic() - began) * 1000)
-            cargo = Cargo(slot, grant.token, look, grant.generation, grant.tags, text, load_ms)
+            cargo = Cargo(slot, grant.token, grant.look, grant.generation, grant.tags, text, load_ms)
             try:
                 kept = await place.keep(cargo)
             except StoreError as error:
@@ -268,15 +265,16 @@ class Flights:
             raise
         return Loaded(text, Source.LOADED, kept)
 
-    async def _ask(self, place: Place, slot: Slot, loader: Loader) -> bytes:
-        """The text of what the loader answers."""
+    async def _ask(self, place: Place, slot: Slot, loader: Loader) -> tuple[bytes, int]:
+        """The text of what the loader answers, and the milliseconds that it took."""
         current = asyncio.current_task()
         if current is not None:
             _chain.set((*_chain.get(), (slot.kind, slot.identifier, current)))
         began = time.monotonic()
         text = place.text(await loader(slot.identifier))
-        place.count_load(round((time.monotonic() - began) * 1000))
-        return text
+        load_ms = round((time.monotonic() - began) * 1000)
+        place.count_load(load_ms)
+        return text, load_ms
 
     def _give_back(self, slot: Slot, token: str) -> None:
         """Give a lease back that may be held, without anybody waiting for that."""
@@ -299,10 +297,10 @@ class Flights:
 
     async def _degraded(self, place: Place, slot: Slot, loader: Loader) -> Loaded:
         """Load without Redis. Who runs inside of a load has the outer one's room; nobody waits for room for ever."""
-        nested = any(not load[2].done() for load in _chain.get())
-        held = not nested and await self._enter()
+        held = not _inside() and await self._enter()
         try:
-            return Loaded(await self._ask(place, slot, loader), Source.DEGRADED, kept=False)
+            text, _ = await self._ask(place, slot, loader)
+            return Loaded(text, Source.DEGRADED, kept=False)
         finally:
             if held:
                 self._room.release()
@@ -315,3 +313,8 @@ class Flights:
         except TimeoutError:
             return False
         return True
+
+
+def _inside() -> list[tuple[str, str]]:
+    """The loads that the caller runs inside of and that go on, by kind and identifier."""
+    return [(kind, identifier) for kind, identifier, flight in _chain.get() if not flight.done()]

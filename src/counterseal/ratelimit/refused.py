@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from counterseal.core.background import Background
@@ -14,6 +14,7 @@ from counterseal.core.errors import StoreBusy, StoreError
 from counterseal.ratelimit.scripts import MOST_REFUSED, add_refused
 from counterseal.store.base import Store
 from counterseal.store.keys import RATE_LIMIT_COUNTS_TTL, Keys
+from counterseal.store.tallies import hour_of
 from counterseal.store.wire import raised
 
 logger = logging.getLogger(__name__)
@@ -41,14 +42,14 @@ class Ranking:
             self.counts[identifier] += 1
         except KeyError:
             if not self.counts:
-                self._hour = _hour_of(self._now_ms())
+                self._hour = hour_of(self._now_ms())
             if len(self.counts) < _MOST_COUNTED:
                 self.counts[identifier] = 1
             self._begin()
 
     def settle(self) -> None:
         """End the hour of what was counted, if it is over. Of one that waits the most refused are kept."""
-        if self.counts and self._hour != _hour_of(self._now_ms()):
+        if self.counts and self._hour != hour_of(self._now_ms()):
             self._set_aside()
 
     def take(self) -> dict[str, dict[str, int]]:
@@ -123,7 +124,7 @@ class Refused:
     async def top(self, name: str, count: int, hours: int) -> list[tuple[str, int]]:
         """The identifiers refused most often in the last hours, with how often, most first. One round trip."""
         now_ms = self._store.now_ms()
-        names = [_hour_of(now_ms - back * _HOUR_MS) for back in range(hours)]
+        names = [hour_of(now_ms - back * _HOUR_MS) for back in range(hours)]
         async with self._flushing:
             replies = await self._store.pipeline(
                 [
@@ -184,7 +185,3 @@ def checked_hours(hours: int) -> int:
     if not 1 <= hours <= most:
         raise ValueError(f"hours: expected 1 to {most}; came: {hours}")
     return hours
-
-
-def _hour_of(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%dT%H")

@@ -92,7 +92,7 @@ class Tallies:
             raise ValueError(f"hours: expected at least 1; came: {hours}")
         async with self._flushing:  # what is on its way is counted neither twice nor not at all
             now_ms = self._store.now_ms()
-            names = [_hour_of(now_ms - ago * _HOUR_MS) for ago in reversed(range(hours))]
+            names = [hour_of(now_ms - ago * _HOUR_MS) for ago in reversed(range(hours))]
             replies = await self._store.pipeline([("HGETALL", self._key(name)) for name in names])
             self._take()
             return {
@@ -119,7 +119,7 @@ class Tallies:
             field = OTHER
         known.setdefault(field, 0)
         if not fresh:
-            self._hour = _hour_of(self._store.now_ms())
+            self._hour = hour_of(self._store.now_ms())
         fresh[field] = fresh.get(field, 0) + amount
         if not self._running and not self._closed and not self._start():
             # Outside an event loop nothing is left in `_fresh`: the next count has to look for one again.
@@ -177,12 +177,13 @@ class Tallies:
     def _forget_old(self) -> None:
         """Let go of hours that Redis would have let go of; they come one after another."""
         if self._waiting:
-            oldest = _hour_of(self._store.now_ms() - self._ttl_s * 1000)
+            oldest = hour_of(self._store.now_ms() - self._ttl_s * 1000)
             for hour in [hour for hour in self._waiting if hour < oldest]:
                 del self._waiting[hour]
 
 
-def _hour_of(at_ms: int) -> str:
+def hour_of(at_ms: int) -> str:
+    """The hour of a time of the store's clock, as counts are kept by: `2026-11-24T09`, UTC."""
     return datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%dT%H")
 
 
