@@ -213,7 +213,7 @@ async def test_a_lease_that_was_granted_too_late_holds_nobody_up(servers: Callab
         Cache(store, keys=KEYS) as cache,
         Cache(other_store, keys=KEYS) as other,
     ):
-        await cache.documents.set("other", {})
+        await cache.documents.get_or_load("other", load)  # so that the server knows the scripts
         place: Any = cache.documents
 
         async def freeze_then_look(identifier: str, tags: tuple[str, ...]) -> Any:
