@@ -1,0 +1,1 @@
+"""Accounts: users, how they log in, and their second factor."""
