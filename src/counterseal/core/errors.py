@@ -19,6 +19,9 @@
     │   └── StoreFull             something holds as many entries as it may; nothing was written
     ├── DatabaseError
     │   └── DatabaseUnavailable   the database can't be reached
+    ├── SealBroken                what was encrypted or signed can't be read: another key, or it was changed
+    ├── SessionExists             a new session was to have an id that is taken
+    ├── UserBlocked               the user is suspended or deleted
     └── UnknownName               a kind, queue or task that nobody declared
 
 Every class has a stable `code`: what a program compares and an HTTP answer carries.
@@ -152,6 +155,24 @@ class DatabaseUnavailable(DatabaseError):
     """The database can't be reached."""
 
     code = "database_unavailable"
+
+
+class SealBroken(CountersealError):
+    """What was sealed can't be read: its key is not in the ring, it was changed, or it is bound to somebody else."""
+
+    code = "seal_broken"
+
+
+class SessionExists(CountersealError):
+    """A new session was to have the id of one that exists, or existed. Nothing was written."""
+
+    code = "session_exists"
+
+
+class UserBlocked(CountersealError):
+    """The user is suspended or deleted and gets no session. Nothing was written."""
+
+    code = "user_blocked"
 
 
 class UnknownName(CountersealError):

@@ -8,7 +8,6 @@ number with a unit: `50ms`, `1s`, `15min`, `24h`, `7d`.
 from __future__ import annotations
 
 import base64
-import binascii
 import difflib
 import os
 import re
@@ -32,7 +31,8 @@ ENVIRONMENT_FILE = ".env"
 
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?\s*$")
-_MINIMUM_KEY_BYTES = 32
+MINIMUM_KEY_BYTES = 32
+_KEY_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 
 
@@ -117,17 +117,30 @@ def _plain_url(value: str, *, schemes: tuple[str, ...]) -> str:
     return value.rstrip("/")
 
 
-def _keys(value: SecretStr) -> SecretStr:
-    for entry in value.get_secret_value().split(","):
-        name, found, text = entry.strip().partition(":")
-        if not (name and found):
+def parse_secret_keys(text: str) -> dict[str, bytes]:
+    """Keys by their id, in the order of `kid:base64` pairs with commas between them.
+
+    Raises `ValueError`, with a sentence that shows nothing of them.
+    """
+    keys: dict[str, bytes] = {}
+    for entry in text.split(","):
+        name, found, encoded = entry.strip().partition(":")
+        if not (found and _KEY_ID.fullmatch(name)):
             raise ValueError("expected kid:base64 pairs with commas between them, newest first")
         try:
-            key = base64.b64decode(text, validate=True)
-        except binascii.Error:
+            key = base64.b64decode(encoded, validate=True)
+        except ValueError:
             raise ValueError("expected base64 after each kid:") from None
-        if len(key) < _MINIMUM_KEY_BYTES:
-            raise ValueError(f"expected keys of at least {_MINIMUM_KEY_BYTES} bytes before base64")
+        if len(key) < MINIMUM_KEY_BYTES:
+            raise ValueError(f"expected keys of at least {MINIMUM_KEY_BYTES} bytes before base64")
+        if name in keys:
+            raise ValueError("expected a kid of its own for each key")
+        keys[name] = key
+    return keys
+
+
+def _keys(value: SecretStr) -> SecretStr:
+    parse_secret_keys(value.get_secret_value())
     return value
 
 
@@ -210,6 +223,25 @@ class MailSettings(_Group):
     smtp_url: SmtpUrl | None = Field(default=None, validation_alias="SMTP_URL")
 
 
+class SessionSettings(_Group):
+    """How long sessions live, and how many a user may have."""
+
+    absolute: Duration = Field(
+        default=timedelta(days=7), le=timedelta(days=30), validation_alias="COUNTERSEAL_SESSION_ABSOLUTE"
+    )
+    idle: Duration = Field(
+        default=timedelta(hours=24), le=timedelta(days=30), validation_alias="COUNTERSEAL_SESSION_IDLE"
+    )
+    remember: bool = Field(default=False, validation_alias="COUNTERSEAL_SESSION_REMEMBER")
+    max_per_user: int = Field(default=5, ge=1, le=20, validation_alias="COUNTERSEAL_SESSION_MAX")
+    refresh_grace: Duration = Field(
+        default=timedelta(seconds=10), le=timedelta(seconds=30), validation_alias="COUNTERSEAL_REFRESH_GRACE"
+    )
+    access_ttl: Duration = Field(
+        default=timedelta(minutes=10), le=timedelta(minutes=10), validation_alias="COUNTERSEAL_ACCESS_TTL"
+    )
+
+
 class CacheSettings(_Group):
     """What the cache may take of this process."""
 
@@ -257,6 +289,7 @@ class Settings(_Group):
     qstash: QStashSettings = Field(default_factory=QStashSettings)
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     mail: MailSettings = Field(default_factory=MailSettings)
+    sessions: SessionSettings = Field(default_factory=SessionSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
     jobs: JobsSettings = Field(default_factory=JobsSettings)
     web: WebSettings = Field(default_factory=WebSettings)
@@ -266,6 +299,7 @@ class Settings(_Group):
         "qstash": QStashSettings,
         "database": DatabaseSettings,
         "mail": MailSettings,
+        "sessions": SessionSettings,
         "cache": CacheSettings,
         "jobs": JobsSettings,
         "web": WebSettings,

@@ -27,10 +27,12 @@ from starlette.routing import Match
 from counterseal.core.errors import (
     CountersealError,
     DatabaseUnavailable,
+    SessionExists,
     StoreBusy,
     StoreTimeout,
     StoreUnavailable,
     UnknownName,
+    UserBlocked,
 )
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ _SENTENCES: Mapping[type[CountersealError], tuple[HTTPStatus, str]] = {
     StoreBusy: (HTTPStatus.SERVICE_UNAVAILABLE, "Too much is under way to Redis; nothing was done."),
     StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "Redis can't be reached."),
     DatabaseUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The database can't be reached."),
+    SessionExists: (HTTPStatus.CONFLICT, "There is a session with this id already."),
+    UserBlocked: (HTTPStatus.FORBIDDEN, "This account is blocked."),
 }
 _CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
@@ -107,7 +111,9 @@ def describe(error: CountersealError) -> Problem:
     """An error of counterseal as a problem. Messages of a server or driver are not passed on."""
     for kind, (status, sentence) in _SENTENCES.items():
         if isinstance(error, kind):
-            return Problem(status, error.code, sentence, headers={"Retry-After": str(RETRY_AFTER_S)})
+            later = status is HTTPStatus.SERVICE_UNAVAILABLE
+            headers = {"Retry-After": str(RETRY_AFTER_S)} if later else {}
+            return Problem(status, error.code, sentence, headers=headers)
     if isinstance(error, UnknownName):
         return Problem(HTTPStatus.NOT_FOUND, error.code, str(error))
     problem = unexpected()
