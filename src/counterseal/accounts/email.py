@@ -1,0 +1,38 @@
+"""Email: an address as it is kept, and as it is counted."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from typing import Final
+
+LONGEST_EMAIL: Final = 254
+"""Bytes of UTF-8, as RFC 5321 allows for a path without its angle brackets."""
+
+
+def normal_email(text: object) -> str | None:
+    """An address in the one spelling that is kept (NFC, lower case); None for what can't be one.
+
+    Whether it exists only a mail can tell, so no more is asked than one `@` with something on both sides, no white
+    space and no control characters, and at most 254 bytes.
+    """
+    if not isinstance(text, str) or len(text) > LONGEST_EMAIL * 2:
+        return None
+    # Lower case may come apart again what was composed, so it is composed last.
+    email = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip(" ")).lower())
+    local, _, domain = email.partition("@")
+    if not local or not domain or "@" in domain or domain.startswith(".") or domain.endswith("."):
+        return None
+    if any(character.isspace() or unicodedata.category(character)[0] == "C" for character in email):
+        return None
+    return email if len(email.encode()) <= LONGEST_EMAIL else None
+
+
+def domain_of(email: str) -> str:
+    """What follows the `@` of a normal address."""
+    return email.partition("@")[2]
+
+
+def counted_as(email: str) -> str:
+    """The name by which attempts on an address are counted: nobody reads the address from it."""
+    return hashlib.sha256(email.encode()).hexdigest()[:32]

@@ -1,0 +1,31 @@
+"""Log-in: what comes of one, whole or half."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from counterseal.accounts.user import User
+from counterseal.sessions.session import Session, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedIn:
+    """Somebody is logged in: who, the session, and the tokens, which are not kept and not told again.
+
+    `evicted` are the ids of sessions that had to end to make room.
+    """
+
+    user: User
+    session: Session
+    tokens: Tokens = field(repr=False)
+    evicted: tuple[str, ...] = ()
+    new_device: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TotpNeeded:
+    """The password was right and a TOTP code is missing: `finish_log_in(ticket=..., code=...)`, until `expires_at`."""
+
+    ticket: str = field(repr=False)
+    expires_at: datetime
