@@ -49,22 +49,18 @@ class Attempts:
         Raises `UnknownName` for a limiter whose limits it was not given, and `DatabaseUnavailable`.
         """
         limits, now_ms = self._limits_of(name), self._now_ms()
-        closest: tuple[int, Limit] | None = None
         try:
             async with self._database.begin() as connection:
-                for limit in limits:
-                    count = await _raise(connection, name, identifier, limit, cost, now_ms)
-                    if count is None:
-                        raise _Over(limit)
-                    left = limit.count - count
-                    if closest is None or left < closest[0]:
-                        closest = (left, limit)
+                left = [
+                    limit.count - await _raise(connection, _key(name, identifier, limit), limit, cost, now_ms)
+                    for limit in limits
+                ]
         except _Over as over:
             return _refusal(over.limit, cost, now_ms)
-        assert closest is not None  # a policy has at least one limit
-        left, limit = closest
-        end_ms = _start_ms(limit, now_ms) + limit.per_ms
-        return Decision(True, limit.count, left, instant(end_ms), None, Reason.ALLOWED, True, limit.per)
+        least = min(left)
+        closest = limits[left.index(least)]
+        end_ms = _start_ms(closest, now_ms) + closest.per_ms
+        return Decision(True, closest.count, least, instant(end_ms), None, Reason.ALLOWED, True, closest.per)
 
     async def refund(self, name: str, identifier: str, cost: int) -> bool:
         """Give back what was charged in the current windows; whether there was any. One transaction.
@@ -124,21 +120,22 @@ def insert_attempts(connection: AsyncConnection) -> Any:
     return kind.insert(auth_attempts)
 
 
-async def _raise(
-    connection: AsyncConnection, name: str, identifier: str, limit: Limit, cost: int, now_ms: int
-) -> int | None:
-    """The count of a window with `cost` added; None, and nothing is written, when that is over the limit."""
+async def _raise(connection: AsyncConnection, key: str, limit: Limit, cost: int, now_ms: int) -> int:
+    """The count of a window with `cost` added. Raises `_Over`, and nothing is written, when the limit has no room."""
     if cost > limit.count:
-        return None
+        raise _Over(limit)
     statement = insert_attempts(connection).values(
-        key=_key(name, identifier, limit), window_start=instant(_start_ms(limit, now_ms)), count=cost
+        key=key, window_start=instant(_start_ms(limit, now_ms)), count=cost
     )
     statement = statement.on_conflict_do_update(
         index_elements=["key", "window_start"],
         set_={"count": auth_attempts.c.count + cost},
         where=auth_attempts.c.count <= limit.count - cost,
     ).returning(auth_attempts.c.count)
-    return (await connection.execute(statement)).scalar_one_or_none()
+    count = (await connection.execute(statement)).scalar_one_or_none()
+    if count is None:
+        raise _Over(limit)
+    return count
 
 
 def _refusal(limit: Limit, cost: int, now_ms: int) -> Decision:

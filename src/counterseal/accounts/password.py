@@ -35,7 +35,7 @@ _COMMON: Final = frozenset(
     password! password1 password12 password123 password1234 princess princess1 q1w2e3r4 q1w2e3r4t5 qazwsxedc
     qwer1234 qwerasdf qwerty12 qwerty123 qwerty1234 qwertyui qwertyuiop qwertz123 starwars sunshine sunshine1
     superman superman1 test1234 testtest trustno1 welcome1 welcome123 whatever zaq12wsx zxcvbnm1 zxcvbnm123
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, select
 
 from counterseal.database.tables import users
 
@@ -67,15 +67,17 @@ COLUMNS: Final = (
 )
 
 
-def select_user(*more: Any) -> Select[Any]:
+def select_user(*more: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
     """A query for the columns of a profile, and `more`."""
-    return select(*(users.c[name] for name in COLUMNS), *more)
+    columns: list[ColumnElement[Any]] = [users.c[name] for name in COLUMNS]
+    return select(*columns, *more)
 
 
 def user_of(row: Mapping[str, Any]) -> User:
     """A profile out of a row of `select_user`, as a mapping."""
-    values = {name: row[name] for name in COLUMNS}
-    return User(**{**values, "status": Status(values["status"])})
+    values: dict[str, Any] = {name: row[name] for name in COLUMNS}
+    values["status"] = Status(values["status"])
+    return User(**values)
 
 
 def write_user(user: User) -> dict[str, Any]:
