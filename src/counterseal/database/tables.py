@@ -293,6 +293,7 @@ Index(
     postgresql_where=text("state = 'pending'"),
     sqlite_where=text("state = 'pending'"),
 )
+Index(None, outbox_jobs.c.state, outbox_jobs.c.finished_at)
 Index(
     None,
     outbox_jobs.c.aggregate,
