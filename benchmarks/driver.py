@@ -15,12 +15,16 @@ import sys
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+DISK = Path("/var/tmp")
+"""Where what has to reach a disk is kept: it is one also on machines where /tmp is memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to measure, for how long, and where the server is.
+    """What to measure, for how long, and where the servers are. `postgres_url` is empty where a case has no PostgreSQL.
 
     The driver is pinned to `client_core` already; a process that it starts itself may be moved to `server_core`.
     """
@@ -32,6 +36,7 @@ class Request:
     unix_url: str
     server_core: int
     client_core: int
+    postgres_url: str = ""
 
 
 Handler = Callable[[Request], Coroutine[Any, Any, float] | float]

@@ -57,7 +57,8 @@ class Case:
     """One figure. `handler` is the driver's function that measures it, by default the one of the case's name.
 
     `seconds` is how long one measurement lasts and `options` what the handler is told besides. `peers` names those
-    that can do it, by default all. With `fresh` every measurement has a process of its own.
+    that can do it, by default all. With `fresh` every measurement has a process of its own. With `postgres` there is
+    a PostgreSQL beside the Valkey.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Case:
     rounds: int = 5
     seconds: float = 0.5
     fresh: bool = False
+    postgres: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

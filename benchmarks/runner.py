@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import postgres
 from benchmarks.driver import Request
 from benchmarks.plan import OURS, Area, Case, Contestant
 from benchmarks.process import DriverFailed, DriverProcess
@@ -55,6 +56,7 @@ class _Bench:
     server: Server
     options: Options
     pythons: Mapping[str, Path]
+    postgres_url: str = ""
     started: dict[str, DriverProcess] = field(default_factory=dict[str, DriverProcess])
 
     def figure(self, case: Case, contestant: Contestant) -> float:
@@ -77,6 +79,7 @@ class _Bench:
             unix_url=self.server.unix_url,
             server_core=self.options.server_core,
             client_core=self.options.client_core(self.cores),
+            postgres_url=self.postgres_url if case.postgres else "",
         )
         try:
             return self.started[contestant.name].ask(request)
@@ -139,10 +142,14 @@ def run(
     `on_step` hears what comes next, `on_case` gets each case when it is done.
     """
     measured: list[Measured] = []
-    with running(options.server_core) as server:
+    with ExitStack() as servers:
+        server = servers.enter_context(running(options.server_core))
+        postgres_url = ""
+        if any(case.postgres for case in cases):
+            postgres_url = servers.enter_context(postgres.running(options.server_core))
         for cores in options.cores:
             with ExitStack() as stack:
-                bench = _Bench(area, cores, server, options, pythons)
+                bench = _Bench(area, cores, server, options, pythons, postgres_url)
                 stack.callback(bench.close)
                 for case in cases:
                     if cores in options.cores_of(case):

@@ -9,9 +9,11 @@ import os
 import select
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -126,14 +128,32 @@ def test_ours_answers_every_case_of_a_service(monkeypatch: pytest.MonkeyPatch, n
     core = min(os.sched_getaffinity(0))
     options = runner.Options(server_core=core, second_core=None)
     python = {plan.OURS.name: Path(sys.executable)}
-    with server.running(core) as running:
-        bench = runner._Bench(area, 1, running, options, python)
+    with ExitStack() as stack:
+        running = stack.enter_context(server.running(core))
+        postgres_url = ""
+        if any(case.postgres for case in area.cases):
+            postgres_url = stack.enter_context(module(monkeypatch, "postgres").running(core))
+        bench = runner._Bench(area, 1, running, options, python, postgres_url)
+        stack.callback(bench.close)
+        for case in area.cases:
+            figure = runner._patient(bench, dataclasses.replace(case, seconds=0.05), plan.OURS, [])
+            assert figure == 1 if case.unit in ("loads", "round trips") else figure > 0, case.name
+
+
+async def test_postgresql_waits_for_the_disk_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with module(monkeypatch, "postgres").running(min(os.sched_getaffinity(0))) as url:
+        connection = await asyncpg.connect(url)
         try:
-            for case in area.cases:
-                figure = runner._patient(bench, dataclasses.replace(case, seconds=0.05), plan.OURS, [])
-                assert figure == 1 if case.unit == "loads" else figure > 0, case.name
+            settings = ("fsync", "synchronous_commit", "full_page_writes")
+            assert [await connection.fetchval(f"SHOW {name}") for name in settings] == ["on"] * 3
+            data = Path(await connection.fetchval("SHOW data_directory"))
         finally:
-            bench.close()
+            await connection.close()
+        assert data.is_relative_to(module(monkeypatch, "driver").DISK)
+        assert data.exists()
+    assert not data.parent.exists()
 
 
 @pytest.mark.parametrize(("better", "fastest", "ratio"), [("more", 10.0, 4.0), ("less", 5.0, 0.125)])
