@@ -128,6 +128,45 @@ def test_elsewhere_neither_is_needed(environment: str):
     Settings.load({"COUNTERSEAL_ENV": environment})
 
 
+@pytest.mark.parametrize("key", ["k1:" + "A" * 40, "k2:" + "A" * 43 + "=,k1:" + "A" * 40, "k1:"])
+def test_production_takes_no_key_of_less_than_32_bytes(key: str):
+    (fault,) = faults(
+        {
+            "COUNTERSEAL_ENV": "production",
+            "COUNTERSEAL_SECRET_KEYS": key,
+            "COUNTERSEAL_ALLOW_EMBEDDED": "true",
+        }
+    )
+    assert fault.startswith("COUNTERSEAL_SECRET_KEYS: expected keys of at least 32 bytes")
+
+
+def test_sessions_last_as_long_as_decided_unless_the_settings_say_otherwise():
+    sessions = Settings.load({}).sessions
+    assert (sessions.absolute, sessions.idle) == (timedelta(days=7), timedelta(hours=24))
+    assert (sessions.refresh_grace, sessions.access_ttl) == (timedelta(seconds=10), timedelta(minutes=10))
+    assert (sessions.remember, sessions.max_per_user) == (False, 5)
+    given = {"COUNTERSEAL_SESSION_REMEMBER": "true", "COUNTERSEAL_SESSION_MAX": "20"}
+    changed = Settings.load({**given, "COUNTERSEAL_SESSION_ABSOLUTE": "8h"}).sessions
+    assert (changed.remember, changed.max_per_user, changed.absolute) == (True, 20, timedelta(hours=8))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("COUNTERSEAL_SESSION_ABSOLUTE", "31d"),
+        ("COUNTERSEAL_SESSION_IDLE", "0"),
+        ("COUNTERSEAL_SESSION_REMEMBER", "perhaps"),
+        ("COUNTERSEAL_SESSION_MAX", "0"),
+        ("COUNTERSEAL_SESSION_MAX", "21"),
+        ("COUNTERSEAL_REFRESH_GRACE", "31s"),
+        ("COUNTERSEAL_ACCESS_TTL", "11min"),
+    ],
+)
+def test_a_session_setting_outside_its_bounds_is_a_fault(name: str, value: str):
+    (fault,) = faults({name: value})
+    assert fault.startswith(f"{name}: expected")
+
+
 def test_qstash_as_the_carrier_needs_what_it_needs():
     assert len(faults({"COUNTERSEAL_JOBS_CARRIER": "qstash"})) == 4
 

@@ -3,7 +3,7 @@
 Header: `kid`, a key of the ring. Claims: `sub` user id, `sid` public session id, `epoch`, `amr`, `auth_time`, `jti`,
 `iat`, `exp`; times in seconds, with a fraction where a time has one.
 
-PyJWT writes tokens. They are read here, strictly: every request reads one, PyJWT takes 54 µs for it, this 6.
+PyJWT writes tokens. They are read here, strictly: every request reads one, and PyJWT takes five times as long for it.
 """
 
 from __future__ import annotations
