@@ -30,18 +30,19 @@ from counterseal.sessions.refresh_token import (
 RING = Keyring(SecretStr("k:" + base64.b64encode(b"k" * 32).decode()))
 NOW = 1_790_000_000_000
 
-awkward = st.sampled_from(
-    ["a:b", "}{", "a.b", ".", "..", "%", "%2E", "a b", "\n", "x" * 128, "é" * 64, "😀" * 32, "~-_", "\x01"]
-)
-ids = awkward | st.text(min_size=1, max_size=128).filter(fits)
-spellings = st.text(alphabet="ab.:%2eE3A~_-é\n\0") | st.text() | st.binary() | st.integers() | st.none()
-
 
 def fits(text: str) -> bool:
     try:
         return len(text.encode()) <= 128 and "\0" not in text
     except UnicodeEncodeError:
         return False
+
+
+awkward = st.sampled_from(
+    ["a:b", "}{", "a.b", ".", "..", "%", "%2E", "a b", "\n", "x" * 128, "é" * 64, "😀" * 32, "~-_", "\x01"]
+)
+ids = awkward | st.text(min_size=1, max_size=128).filter(fits)
+spellings = st.text(alphabet="ab.:%2eE3A~_-é\n\0") | st.text() | st.binary() | st.integers() | st.none()
 
 
 @given(ids, ids)
@@ -86,7 +87,7 @@ def test_the_spelling_of_an_identifier_is_read_back(identifier: str):
     ("user", "part"), [("", "s"), ("u", "x" * 129), ("é" * 65, "s"), ("a\0", "s"), ("\udfff", "s")]
 )
 def test_what_can_be_no_id_is_refused_by_the_name_of_the_field(user: str, part: str):
-    with pytest.raises(ConfigurationError, match="user_id|part"):
+    with pytest.raises(ConfigurationError, match=r"^(user_id|part): "):
         session_id_of(user, part)
 
 

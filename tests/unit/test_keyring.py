@@ -111,7 +111,7 @@ def test_nothing_secret_is_in_a_repr():
 
 
 async def test_without_keys_and_without_a_file_it_says_what_to_set():
-    with pytest.raises(ConfigurationError, match="^COUNTERSEAL_SECRET_KEYS: expected kid:base64"):
+    with pytest.raises(ConfigurationError, match=r"^COUNTERSEAL_SECRET_KEYS: expected kid:base64"):
         await Keyring(None).open()
 
 
