@@ -1,0 +1,85 @@
+"""Cookies: the three that counterseal sets, as they are written and as they are read.
+
+| cookie | holds | goes to | SameSite | lives |
+| --- | --- | --- | --- | --- |
+| `__Host-cs_at` | the access token | every path | Lax | until the browser is closed |
+| `__Secure-cs_rt` | the refresh token | `/api/auth` | Strict | as long as the session may, at most |
+| `__Host-cs_sg` | a signer's access to one request | every path | Lax | |
+
+All of them are Secure and HttpOnly. A browser keeps a cookie with these prefixes only when it was set so (RFC 6265bis,
+4.1.3), so neither a neighbouring domain nor a page without TLS can plant one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Final
+
+ACCESS: Final = "__Host-cs_at"
+REFRESH: Final = "__Secure-cs_rt"
+SIGNER: Final = "__Host-cs_sg"
+REFRESH_PATH: Final = "/api/auth"
+
+_LONGEST_LINE: Final = 4096
+"""Browsers take no cookie whose line is longer than that, or of that length."""
+
+_OURS: Final = frozenset(name.encode() for name in (ACCESS, REFRESH, SIGNER))
+_VALUE: Final = re.compile(rb"[!#-+\--:<-\[\]-~]+")
+"""What a value may be made of (RFC 6265, 4.1.1), without the quotes that counterseal never writes."""
+
+Fields = Iterable[tuple[bytes, bytes]]
+"""Header fields as ASGI has them."""
+
+
+def access_cookie(token: str) -> str:
+    """The `Set-Cookie` line of an access token."""
+    return _line(ACCESS, token, "Path=/; Secure; HttpOnly; SameSite=Lax")
+
+
+def refresh_cookie(token: str, lives: timedelta) -> str:
+    """The `Set-Cookie` line of a refresh token; `lives` is what is left of the session at most."""
+    seconds = max(0, int(lives.total_seconds()))
+    return _line(REFRESH, token, f"Path={REFRESH_PATH}; Max-Age={seconds}; Secure; HttpOnly; SameSite=Strict")
+
+
+def cleared_cookies() -> tuple[str, str]:
+    """The `Set-Cookie` lines that have a browser forget both tokens."""
+    return (
+        _line(ACCESS, "", "Path=/; Max-Age=0; Secure; HttpOnly; SameSite=Lax"),
+        _line(REFRESH, "", f"Path={REFRESH_PATH}; Max-Age=0; Secure; HttpOnly; SameSite=Strict"),
+    )
+
+
+def read_cookie(fields: Fields, name: str) -> str | None:
+    """The value of a cookie, whichever of the `Cookie` lines it is in.
+
+    None where it is absent, where two different values came, and for a value that counterseal can't have written.
+    """
+    wanted = name.encode()
+    found = {value for key, value in _pairs(fields) if key == wanted}
+    if len(found) != 1:
+        return None
+    value = found.pop()
+    return value.decode("ascii") if len(value) < _LONGEST_LINE and _VALUE.fullmatch(value) else None
+
+
+def has_our_cookie(fields: Fields) -> bool:
+    """Whether any of the three came, with whatever value."""
+    return any(key in _OURS for key, _ in _pairs(fields))
+
+
+def _pairs(fields: Fields) -> Iterable[tuple[bytes, bytes]]:
+    for name, line in fields:
+        if name.lower() == b"cookie":
+            for pair in line.split(b";"):
+                key, _, value = pair.partition(b"=")
+                yield key.strip(b" \t"), value.strip(b" \t")
+
+
+def _line(name: str, value: str, attributes: str) -> str:
+    line = f"{name}={value}; {attributes}"
+    if len(line) >= _LONGEST_LINE or (value and not _VALUE.fullmatch(value.encode())):
+        raise ValueError(f"{name}: expected a value that fits a cookie; came one of {len(value)} characters")
+    return line
