@@ -16,7 +16,7 @@ from typing import Final, cast
 
 import msgspec
 
-from counterseal.core.codec import MAX_DEPTH, JsonValue, to_text
+from counterseal.core.codec import JsonValue, to_text
 from counterseal.core.errors import CodecError
 
 ACTION: Final = "action"
@@ -24,6 +24,9 @@ ACTION: Final = "action"
 
 FIRST_PREV: Final = bytes(32)
 """What the first entry of a stream has instead of the hash of its predecessor."""
+
+MAX_DEPTH: Final = 64
+"""How many lists and objects may lie inside one another in a body."""
 
 _LARGEST_INTEGER: Final = 2**53 - 1
 _LITERALS: Final = {None: "null", True: "true", False: "false"}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from sqlalchemy import select, update
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.audit.chain import ACTION, AuditEntry, canonical_text, hash_entry
@@ -65,7 +67,8 @@ class Audit:
             text = canonical_text({**body, **values.members, ACTION: action})
             return await self._append(connection, stream, action, text, values)
         except BaseException:
-            await connection.rollback()
+            with suppress(SQLAlchemyError):  # on a lost connection there is nothing left to roll back
+                await connection.rollback()
             raise
 
     async def read(self, stream: str, *, after: int = 0, limit: int = 100) -> list[AuditEntry]:
