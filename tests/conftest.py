@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from counterseal.database.engine import Database
 from support.certificates import Flavour
 from support.cluster import Cluster
+from support.databases import BOTH, Databases, Place
 from support.leaks import check_leaks
 from support.relay import Relay, TlsRelay
 from support.requirements import NothingSkipped, everything_required, needs
@@ -123,6 +126,27 @@ async def relays() -> AsyncIterator[Callable[..., Awaitable[Relay]]]:
             return await stack.enter_async_context(relay)
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """Makes places for the durable record: `async with databases.place("sqlite", folder) as place`."""
+    with Databases(tmp_path_factory.mktemp("databases")) as databases:
+        yield databases
+
+
+@pytest.fixture(params=BOTH)
+async def place(request: pytest.FixtureRequest, databases: Databases, tmp_path: Path) -> AsyncIterator[Place]:
+    """An empty database with the tables of this release: a copy of its own for each test, SQLite and PostgreSQL."""
+    async with databases.place(request.param, tmp_path / "data") as place:
+        yield place
+
+
+@pytest.fixture
+async def database(place: Place) -> AsyncIterator[Database]:
+    """`place`, open and patient. `place.database()` is what another process would have beside it."""
+    async with place.database() as database:
+        yield database
 
 
 def _lend(server: Server, request: pytest.FixtureRequest) -> Iterator[Server]:

@@ -45,7 +45,12 @@ class Counterseal:
         kinds = tuple(kinds)
         faults: list[str] = []
         store = _made(faults, lambda: open_store(settings))
-        database = _made(faults, lambda: Database(settings.database.url, data_dir=settings.data_dir))
+        database = _made(
+            faults,
+            lambda: Database(
+                settings.database.url, data_dir=settings.data_dir, timeout=settings.database.timeout
+            ),
+        )
         _made(faults, lambda: configured(kinds, settings.cache_ttl))
         if faults or store is None or database is None:
             raise ConfigurationError(faults)
@@ -105,6 +110,7 @@ class Counterseal:
             await stack.enter_async_context(self.cache)
             await stack.enter_async_context(self.rate_limits)
             await stack.enter_async_context(self.database)
+            await self.database.prepare()
             stack.push_async_callback(self.health.close)
             self._open = stack.pop_all()
         return self

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from counterseal.core.errors import ConfigurationError, DatabaseError, DatabaseUnavailable
+from counterseal.core.errors import ConfigurationError, Conflict, DatabaseError, DatabaseUnavailable
 from counterseal.database.engine import Database
 from support.ports import free_port
 from support.postgres import PASSWORD, PgBouncer, Postgres
@@ -230,7 +230,7 @@ async def test_a_refused_statement_is_an_error_that_repeats_nothing(
         async with database(url, tmp_path) as made:
             with pytest.raises(DatabaseError) as fault:
                 await insert_twice(made)
-            assert type(fault.value) is DatabaseError
+            assert type(fault.value) is Conflict
             assert "4711" not in str(fault.value)
             await made.ping()
 

@@ -24,7 +24,7 @@ from support.waiting import wait_until
 
 PASSWORD = "opensesame"
 _NOBODY = "65534"
-_QUICK = ("fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=40", "autovacuum=off")
+_QUICK = ("fsync=off", "full_page_writes=off", "shared_buffers=16MB", "max_connections=100", "autovacuum=off")
 
 
 class Postgres(Running):
@@ -128,7 +128,7 @@ class PgBouncer:
         configuration = self.folder / "pgbouncer.ini"
         configuration.write_text(
             "[databases]\n"
-            f"postgres = host=127.0.0.1 port={self._postgres.port}\n"
+            f"* = host=127.0.0.1 port={self._postgres.port}\n"
             "[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {self.port}\nunix_socket_dir =\n"
             f"auth_type = scram-sha-256\nauth_file = {self.folder / 'users.txt'}\n"

@@ -18,7 +18,8 @@
     │   ├── SubscriberTooSlow     a subscriber's queue is full; it was cut off
     │   └── StoreFull             something holds as many entries as it may; nothing was written
     ├── DatabaseError
-    │   └── DatabaseUnavailable   the database can't be reached
+    │   ├── DatabaseUnavailable   the database can't be reached
+    │   └── Conflict              a row with this key is there already; nothing was written
     ├── SealBroken                what was encrypted or signed can't be read: another key, or it was changed
     ├── SessionExists             a new session was to have an id that is taken
     ├── UserBlocked               the user is suspended or deleted
@@ -155,6 +156,19 @@ class DatabaseUnavailable(DatabaseError):
     """The database can't be reached."""
 
     code = "database_unavailable"
+
+
+class Conflict(DatabaseError):
+    """A row with the same key is there already. Nothing of the transaction was written.
+
+    `constraint` is the name of what was violated, such as `uq_users_email`; None when the database did not say.
+    """
+
+    code = "conflict"
+
+    def __init__(self, message: str, *, constraint: str | None = None) -> None:
+        super().__init__(message)
+        self.constraint = constraint
 
 
 class SealBroken(CountersealError):

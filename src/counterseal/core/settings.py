@@ -215,6 +215,7 @@ class DatabaseSettings(_Group):
     """The durable record: PostgreSQL, else SQLite in the data folder."""
 
     url: DatabaseUrl | None = Field(default=None, validation_alias="DATABASE_URL")
+    timeout: Duration = Field(default=timedelta(seconds=5), validation_alias="COUNTERSEAL_DATABASE_TIMEOUT")
 
 
 class MailSettings(_Group):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from typing import Any, Final
-from uuid import uuid4
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -60,7 +59,7 @@ def parse_postgres_url(text: str) -> PostgresAddress:
         arguments |= {
             "statement_cache_size": 0,
             "prepared_statement_cache_size": 0,
-            "prepared_statement_name_func": lambda: f"counterseal_{uuid4().hex}",
+            "prepared_statement_name_func": str,  # no name: PostgreSQL keeps none of them
         }
     if options:
         raise ConfigurationError(

@@ -3,60 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sqlite3
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Final, Self, TypeVar
 
-import asyncpg
 from pydantic import SecretStr
-from sqlalchemy import event, text
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from counterseal.core.errors import ConfigurationError, CountersealError, DatabaseError, DatabaseUnavailable
-from counterseal.database.address import NAME, PostgresAddress, parse_postgres_url
+from counterseal.core.errors import DatabaseUnavailable
+from counterseal.database import migration
+from counterseal.database.address import parse_postgres_url
+from counterseal.database.faults import DRIVER_ERRORS, translated
+from counterseal.database.postgresql import for_reads, postgres_engine
+from counterseal.database.sqlite import SQLITE_FILE, Writers, for_writes, make_sqlite, sqlite_engine
 
-SQLITE_FILE: Final = "counterseal.db"
+TIMEOUT: Final = timedelta(seconds=5)
 
-_SQLITE_PRAGMAS: Final = (
-    "PRAGMA busy_timeout = 5000",
-    "PRAGMA journal_mode = WAL",
-    "PRAGMA synchronous = FULL",  # what was committed survives a power cut, in WAL too
-    "PRAGMA foreign_keys = ON",
-)
-_REFUSALS: Final = (
-    asyncpg.InvalidAuthorizationSpecificationError,  # also a wrong password
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.ClientConfigurationError,
+_PATIENCE_S: Final = (
+    600.0  # a migration may have to change many rows, and waits for one that another process makes
 )
 
-
-class _Cursor(Protocol):
-    def execute(self, statement: str) -> object: ...
-    def close(self) -> object: ...
-
-
-class _DriverConnection(Protocol):
-    def cursor(self) -> _Cursor: ...
-    def close(self) -> object: ...
+_T = TypeVar("_T")
 
 
 class Database:
     """PostgreSQL when there is a URL, else SQLite in the data folder. Use it as `async with`.
 
     The constructor does no input or output; it raises `ConfigurationError` for a URL that it does not understand.
+    `timeout` is how long one statement may take, and how long a transaction may wait for a connection.
     """
 
-    def __init__(self, url: SecretStr | None = None, *, data_dir: Path) -> None:
+    def __init__(self, url: SecretStr | None = None, *, data_dir: Path, timeout: timedelta = TIMEOUT) -> None:
         self._data_dir = data_dir
         self._postgres = None if url is None else parse_postgres_url(url.get_secret_value())
+        self._timeout_s = timeout.total_seconds()
         self._engine: AsyncEngine | None = None
+        self._reading: AsyncEngine | None = None
+        self._writers: Writers | None = None
 
     @property
     def kind(self) -> str:
@@ -79,10 +66,13 @@ class Database:
             return
         if self._postgres is None:
             # aiosqlite leaves a thread behind that nobody can wait for when it can't open a file.
-            await asyncio.to_thread(_make_sqlite, self._data_dir)
-            self._engine = _sqlite_engine(self._data_dir)
+            await asyncio.to_thread(make_sqlite, self._data_dir, timeout_s=self._timeout_s)
+            self._reading = sqlite_engine(self._data_dir, timeout_s=self._timeout_s)
+            self._engine = for_writes(self._reading)
+            self._writers = Writers(self._timeout_s)
         else:
-            self._engine = _postgres_engine(self._postgres)
+            self._engine = postgres_engine(self._postgres, timeout_s=self._timeout_s)
+            self._reading = for_reads(self._engine)
         try:
             await self.ping()
         except BaseException:
@@ -91,34 +81,76 @@ class Database:
 
     async def close(self) -> None:
         """Let go of every connection. Safe to call twice."""
-        engine, self._engine = self._engine, None
+        engine, self._engine, self._reading = self._engine, None, None
         if engine is not None:
             await engine.dispose()
 
     @asynccontextmanager
     async def begin(self) -> AsyncGenerator[AsyncConnection]:
-        """A connection in a transaction: committed at the end of the block, rolled back when it raises.
+        """A connection in a transaction that may write: committed at the end of the block, rolled back when it raises.
 
-        Raises `DatabaseUnavailable` when the database can't be reached, else `DatabaseError`.
+        On SQLite one transaction writes at a time: the tasks of a process take turns, and the lock on the file is
+        taken at the beginning of the block. So a block that waits for something else holds every writer up.
+
+        Raises `DatabaseUnavailable` when the database can't be reached or does not answer in time, `Conflict` when a
+        row with the same key is there already, else `DatabaseError`. Inside the block the errors are SQLAlchemy's.
         """
-        if self._engine is None:
-            raise DatabaseUnavailable("the database is not open")
-        try:
-            async with self._engine.begin() as connection:
+        async with AsyncExitStack() as turn:
+            if self._writers is not None:
+                await turn.enter_async_context(self._writers.turn())
+            async with self._transaction(self._engine) as connection:
                 yield connection
-        except (
-            SQLAlchemyError,
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            sqlite3.Error,
-            OSError,
-        ) as fault:
-            raise self._translated(fault) from fault
+
+    @asynccontextmanager
+    async def read(self) -> AsyncGenerator[AsyncConnection]:
+        """A connection in a transaction that reads only. It waits for no writer. Raises as `begin` does."""
+        async with self._transaction(self._reading) as connection:
+            yield connection
 
     async def ping(self) -> None:
         """Ask the database for an answer: one transaction. Raises as `begin` does."""
-        async with self.begin() as connection:
+        async with self.read() as connection:
             await connection.execute(text("SELECT 1"))
+
+    async def run_patiently(self, work: Callable[[Connection], _T]) -> _T:
+        """Run a function in a transaction that may write and may take long: ten minutes for a statement.
+
+        On PostgreSQL it has a connection of its own. Raises as `begin` does.
+        """
+        if self._postgres is None or self._engine is None:
+            async with self.begin() as connection:
+                return await connection.run_sync(work)
+        engine = postgres_engine(self._postgres, timeout_s=_PATIENCE_S, pooled=False)
+        try:
+            async with self._transaction(engine) as connection:
+                return await connection.run_sync(work)
+        finally:
+            await engine.dispose()
+
+    async def revision(self) -> str | None:
+        """The revision that the tables are at; None when there are none. One transaction. Raises as `begin` does."""
+        async with self.read() as connection:
+            return await connection.run_sync(migration.revision)
+
+    async def upgrade(self) -> str | None:
+        """Bring the tables to those of this release, `migration.HEAD`. Returns the revision that they were at.
+
+        Processes that upgrade at once wait for each other. It happens whole or not at all: one transaction. Raises
+        `ConfigurationError` when a newer release has upgraded them, else as `begin` does.
+        """
+        return await self.run_patiently(migration.upgrade)
+
+    async def prepare(self) -> None:
+        """See to it that the tables are those of this release: SQLite is upgraded.
+
+        Raises `ConfigurationError` that says what to do for a PostgreSQL whose tables are older, and for either when a
+        newer release has upgraded them. One transaction, or two when there is something to upgrade.
+        """
+        found = await self.revision()
+        if self._postgres is None and found != migration.HEAD:
+            await self.upgrade()
+        elif self._postgres is not None:
+            migration.check_current(found, self.kind)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -129,68 +161,12 @@ class Database:
     ) -> None:
         await self.close()
 
-    def _translated(self, fault: BaseException) -> CountersealError:
-        cause = fault
-        if isinstance(fault, DBAPIError) and fault.orig is not None:
-            cause = fault.orig.__cause__ or fault.orig
-        if self._postgres is None:
-            return _sqlite_error(cause)
-        if isinstance(cause, _REFUSALS):
-            return ConfigurationError(
-                f"{NAME}: expected a user, password and database that the server accepts"
-            )
-        lost = isinstance(fault, DBAPIError) and fault.connection_invalidated
-        if lost or isinstance(cause, (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
-            return DatabaseUnavailable("the database can't be reached")
-        if isinstance(cause, (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)):
-            return DatabaseUnavailable("the database takes no connections now")
-        return DatabaseError(f"the database refused a statement ({type(cause).__name__})")
-
-
-def _sqlite_error(cause: BaseException) -> CountersealError:
-    message = str(cause)
-    if isinstance(cause, OSError) or "unable to open" in message or "readonly" in message:
-        return ConfigurationError("COUNTERSEAL_DATA_DIR: expected a folder that may be written to")
-    if isinstance(cause, sqlite3.DatabaseError) and "not a database" in message:
-        return ConfigurationError(
-            f"COUNTERSEAL_DATA_DIR: expected {SQLITE_FILE} in it to be a SQLite database"
-        )
-    if isinstance(cause, sqlite3.OperationalError):
-        return DatabaseUnavailable("the database is locked or can't be read")
-    return DatabaseError(f"the database refused a statement ({type(cause).__name__})")
-
-
-def _make_sqlite(data_dir: Path) -> None:
-    """Make the folder and the file where they are missing, and see that they can be used."""
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = data_dir / SQLITE_FILE
-        # SQLite would let everybody read it, and gives the files beside it the same rights.
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
-        with closing(sqlite3.connect(file)) as connection:
-            for pragma in _SQLITE_PRAGMAS:
-                connection.execute(pragma)
-    except (sqlite3.Error, OSError) as fault:
-        raise _sqlite_error(fault) from fault
-
-
-def _sqlite_engine(data_dir: Path) -> AsyncEngine:
-    engine = create_async_engine(URL.create("sqlite+aiosqlite", database=str(data_dir / SQLITE_FILE)))
-    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: _DriverConnection, record: object) -> None:
-    try:
-        cursor = connection.cursor()
-        for pragma in _SQLITE_PRAGMAS:
-            cursor.execute(pragma)
-        cursor.close()
-    except BaseException:
-        connection.close()  # nobody else has it yet, and it has a thread
-        raise
-
-
-def _postgres_engine(address: PostgresAddress) -> AsyncEngine:
-    options: dict[str, Any] = {"poolclass": NullPool} if address.pooled else {"pool_pre_ping": True}
-    return create_async_engine(address.url, connect_args=address.connect_args, **options)
+    @asynccontextmanager
+    async def _transaction(self, engine: AsyncEngine | None) -> AsyncGenerator[AsyncConnection]:
+        if engine is None:
+            raise DatabaseUnavailable("the database is not open")
+        try:
+            async with engine.begin() as connection:
+                yield connection
+        except DRIVER_ERRORS as fault:
+            raise translated(fault, sqlite=self._postgres is None) from fault

@@ -1,0 +1,112 @@
+"""Faults: what an error of a driver means, in the one tree of errors."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from typing import Final
+
+import asyncpg
+from sqlalchemy import PrimaryKeyConstraint, UniqueConstraint
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from counterseal.core.errors import (
+    ConfigurationError,
+    Conflict,
+    CountersealError,
+    DatabaseError,
+    DatabaseUnavailable,
+)
+from counterseal.database.address import NAME
+from counterseal.database.tables import METADATA, SCHEMA
+
+DRIVER_ERRORS: Final = (
+    SQLAlchemyError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    sqlite3.Error,
+    OSError,
+)
+
+_REFUSALS: Final = (
+    asyncpg.InvalidAuthorizationSpecificationError,  # also a wrong password
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.ClientConfigurationError,
+)
+_BUSY: Final = (
+    asyncpg.InsufficientResourcesError,  # also too many connections
+    asyncpg.OperatorInterventionError,  # it starts, ends, or somebody cancelled the statement
+    asyncpg.TransactionRollbackError,  # a deadlock
+    asyncpg.LockNotAvailableError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, or a full disk at Supabase
+)
+_SQLITE_KEYS: Final = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_ROWID")
+_SQLITE_COLUMN: Final = re.compile(rf"{SCHEMA}_(\w+)\.(\w+)")
+
+
+def translated(fault: BaseException, *, sqlite: bool) -> CountersealError:
+    """The error of counterseal for an error of SQLAlchemy or a driver. Repeats no value and no address."""
+    if isinstance(fault, PoolTimeout):
+        return DatabaseUnavailable("every connection to the database is in use")
+    cause = fault
+    if isinstance(fault, DBAPIError) and fault.orig is not None:
+        cause = fault.orig.__cause__ or fault.orig
+    if sqlite:
+        return sqlite_error(cause)
+    lost = isinstance(fault, DBAPIError) and fault.connection_invalidated
+    return _postgres_error(cause, lost=lost)
+
+
+def _postgres_error(cause: BaseException, *, lost: bool) -> CountersealError:
+    if isinstance(cause, _REFUSALS):
+        return ConfigurationError(f"{NAME}: expected a user, password and database that the server accepts")
+    if isinstance(cause, TimeoutError):
+        return DatabaseUnavailable("the database did not answer in time")
+    if lost or isinstance(cause, (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
+        return DatabaseUnavailable("the database can't be reached")
+    if isinstance(cause, _BUSY):
+        return DatabaseUnavailable("the database can't finish this transaction now")
+    if isinstance(cause, asyncpg.UniqueViolationError):
+        return _conflict(getattr(cause, "constraint_name", None))
+    return DatabaseError(f"the database refused a statement ({type(cause).__name__})")
+
+
+def sqlite_error(cause: BaseException) -> CountersealError:
+    """The error of counterseal for an error of SQLite or of its file."""
+    message = str(cause)
+    if isinstance(cause, OSError) or "unable to open" in message or "readonly" in message:
+        return ConfigurationError("COUNTERSEAL_DATA_DIR: expected a folder that may be written to")
+    if isinstance(cause, sqlite3.DatabaseError) and "not a database" in message:
+        return ConfigurationError(
+            "COUNTERSEAL_DATA_DIR: expected counterseal.db in it to be a SQLite database"
+        )
+    if isinstance(cause, sqlite3.OperationalError):
+        return DatabaseUnavailable("the database is locked or can't be read")
+    if isinstance(cause, sqlite3.IntegrityError) and cause.sqlite_errorname in _SQLITE_KEYS:
+        return _conflict(_sqlite_constraint(message))
+    return DatabaseError(f"the database refused a statement ({type(cause).__name__})")
+
+
+def _conflict(constraint: str | None) -> Conflict:
+    return Conflict(
+        f"a row with this key is there already ({constraint or 'unnamed'})", constraint=constraint
+    )
+
+
+def _sqlite_constraint(message: str) -> str | None:
+    """The name of the constraint. SQLite tells only its columns."""
+    found = _SQLITE_COLUMN.findall(message)
+    table = METADATA.tables.get(f"{SCHEMA}.{found[0][0]}") if found else None
+    if table is None:
+        return None
+    columns = [column for _, column in found]
+    for constraint in table.constraints:
+        if isinstance(constraint, (PrimaryKeyConstraint, UniqueConstraint)) and columns == [
+            column.name for column in constraint.columns
+        ]:
+            return None if constraint.name is None else str(constraint.name)
+    for index in table.indexes:
+        if index.unique and columns == [column.name for column in index.columns]:
+            return None if index.name is None else str(index.name)
+    return None

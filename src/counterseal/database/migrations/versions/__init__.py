@@ -1,0 +1,1 @@
+"""Versions: one module a migration, never changed once it is released."""

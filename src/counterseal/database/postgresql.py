@@ -1,0 +1,71 @@
+"""PostgreSQL: how SQLAlchemy speaks to it, straight or through a pooler that shares its connections out."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from counterseal.database.address import PostgresAddress
+
+_FAREWELL_S: Final = 0.5  # how long a server may take to hear that a statement is cancelled
+_RECYCLE_S: Final = 900  # poolers and firewalls forget connections that are older than they like
+
+
+class _Connection(asyncpg.Connection):
+    """A connection that is given up within half a second, even when the server is frozen."""
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                await super().close(timeout=timeout)  # pyright: ignore[reportUnknownMemberType]
+        except TimeoutError:
+            self.terminate()
+
+
+def postgres_engine(address: PostgresAddress, *, timeout_s: float, pooled: bool = True) -> AsyncEngine:
+    """An engine for writes; `for_reads` makes the other one. Without `pooled` each transaction makes a connection."""
+    pool: dict[str, Any] = {"poolclass": NullPool}
+    if pooled:
+        pool = {"pool_timeout": timeout_s, "pool_use_lifo": True, "pool_recycle": _RECYCLE_S}
+    engine = create_async_engine(
+        address.url,
+        connect_args={
+            **address.connect_args,
+            "command_timeout": timeout_s,
+            "connection_class": _Connection,
+        },
+        json_serializer=_as_it_is,
+        json_deserializer=_as_it_is,
+        **pool,
+    )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "handle_error", _give_up_silent)
+    return engine
+
+
+def for_reads(engine: AsyncEngine) -> AsyncEngine:
+    """The same engine and connections, for transactions in which the server refuses to write."""
+    return engine.execution_options(postgresql_readonly=True)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _refuse_closed(connection: Any, record: object, proxy: object) -> None:
+    """Take another connection in place of one that the server has closed. This asks nobody: no round trip."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
+
+
+def _give_up_silent(context: Any) -> None:
+    """A connection on which an answer is overdue is no longer used: nobody knows what comes first on it."""
+    if isinstance(context.original_exception, TimeoutError):
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
