@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from counterseal.accounts.user import User
-from counterseal.sessions.session import Session, Tokens
+from counterseal.sessions.session import Created, Session, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,11 @@ class LoggedIn:
     tokens: Tokens = field(repr=False)
     evicted: tuple[str, ...] = ()
     new_device: bool = False
+
+    @classmethod
+    def of(cls, user: User, created: Created) -> LoggedIn:
+        """With a session that was just created."""
+        return cls(user, created.session, created.tokens, created.evicted, created.new_device)
 
 
 @dataclass(frozen=True, slots=True)

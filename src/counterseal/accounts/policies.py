@@ -21,7 +21,7 @@ def _closed(name: str, count: int, per: timedelta) -> Policy:
 
 POLICIES: Final = (
     _closed("sign_up", 10, timedelta(hours=1)),
-    _closed("password_reset", 5, timedelta(hours=1)),
+    _closed("account_mail", 5, timedelta(hours=1)),
     _closed("totp_day", 20, timedelta(days=1)),
     _closed("totp_address", 30, timedelta(minutes=5)),
 )

@@ -73,7 +73,7 @@ def select_user(*more: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
     return select(*columns, *more)
 
 
-def user_of(row: Mapping[str, Any]) -> User:
+def user_of(row: Mapping[Any, Any]) -> User:
     """A profile out of a row of `select_user`, as a mapping."""
     values: dict[str, Any] = {name: row[name] for name in COLUMNS}
     values["status"] = Status(values["status"])
