@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Final, cast
 
 from fastapi import Request
@@ -47,7 +48,7 @@ _CHARGES: Final = "counterseal.charges"
 
 
 class RateLimitMiddleware:
-    """Refuses requests that are too many, and tells on every answer what is left. Raw ASGI.
+    """Refuses requests that are too many, and tells on every answer but 401 what is left. Raw ASGI.
 
     Who is charged is the user that `identify` names, as `user:<id>`, else the client's address (IPv6 by its /64), which
     comes from the trusted proxies of the settings. `plan` names the plan by which a request is limited. An address on
@@ -110,7 +111,8 @@ class RateLimitMiddleware:
 
     def _told(self, message: Message, charges: Charges) -> Message:
         """The start of an answer, which also tells what is left."""
-        quotas = charges.quotas
+        # A 401 tells nothing: whom it was charged to would show which tokens were good once.
+        quotas = charges.quotas if message["status"] != HTTPStatus.UNAUTHORIZED else ()
         told = quota_headers(quotas, self._now_ms()) if quotas else None
         if not told:
             return message

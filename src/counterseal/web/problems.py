@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -165,13 +165,17 @@ def _from_http(error: HTTPException) -> Problem:
 
 
 def _from_validation(error: RequestValidationError) -> Problem:
-    faults = [
-        {"path": ".".join(str(part) for part in fault["loc"]), "expected": fault["msg"]}
-        for fault in error.errors()
-    ]
+    faults = [_fault(found["type"], found["loc"], found["msg"]) for found in error.errors()]
     return Problem(
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "request_invalid",
         "The request is not what was expected here.",
         faults=faults,
     )
+
+
+def _fault(kind: str, where: Sequence[object], expected: str) -> dict[str, str]:
+    if kind == "extra_forbidden":
+        # The name of what is too much is the client's own text, and may be anything.
+        where, expected = where[:-1], "No members but those that are described."
+    return {"path": ".".join(str(part) for part in where), "expected": expected}
