@@ -1,1 +1,1 @@
-"""Sessions: who is logged in on which device, in the database and, as a copy, in Redis. A revocation wins over everything."""
+"""Sessions: who is logged in on which device, in the database and as a copy in Redis. Revocations win."""

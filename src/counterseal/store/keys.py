@@ -19,13 +19,18 @@
 | `<ns>:ratelimitrefused:<name>:{<hour>}` | sorted set | 8 days from the last count | the identifiers that a limiter refused most often in an hour |
 | `<ns>:tallies:<name>:{<hour>}` | hash | its service's, from the first count | what a service counted in an hour |
 | `<ns>:live:{<name>}` | hash | none: configuration, which stays until somebody changes it; bounded by its service | entries of which every process keeps a copy, and their version under the empty name |
+| `<ns>:{u:<user>}:s:<part>` | hash | until the session ends at the latest | a copy of a session, or the tombstone of an ended one |
+| `<ns>:{u:<user>}:idx` | sorted set | as long as the user's longest session | the parts of the user's sessions by their last use |
+| `<ns>:{u:<user>}:epoch` | string | as above | the user's epoch: a session of a former one has ended |
+| `<ns>:sessions:epoch` | string | 1 day; the database has it | the epoch of all sessions |
+| `<ns>:sessions:{pending}` | stream | none: what the database must be told has to outlive any outage; at most 100,000 entries, each removed once it is told | revocations and rotations that were accepted while the database was down |
 | `<ns>:doctor:{<id>}` | string | 1 min | what the doctor writes to see whether it may |
 
 Channels: `<ns>:jobs:{<queue>}:wake` tells idle workers the type of a job that is ready, and `<ns>:jobs:{<queue>}:done`
 tells the id of a job that has ended; `<ns>:cache:loaded` tells the key of a value that somebody waits for, and
 `<ns>:cache:changed` the keys of the cache that have changed, for kinds that are also kept in the memory of processes.
 `<ns>:live:{<name>}:changed` tells the new version of a live hash, and `<ns>:ratelimit:lifted` the limiter and the
-identifier of what was given back or forgotten.
+identifier of what was given back or forgotten. `<ns>:sessions:ended` tells of sessions that have ended.
 
 Identifiers are percent-encoded, so that no user text can end a hash tag or pass for another key.
 """
@@ -40,6 +45,7 @@ CACHE_GENERATION_TTL = timedelta(days=30)
 JOB_TTL = timedelta(days=7)
 JOBS_TIME_TTL = timedelta(days=7)
 ANALYTICS_TTL = timedelta(days=40)
+SESSIONS_EPOCH_TTL = timedelta(days=1)
 RATE_LIMIT_COUNTS_TTL = timedelta(days=8)
 
 WITHOUT_TTL = (
@@ -47,6 +53,7 @@ WITHOUT_TTL = (
     r"[^:]+:jobs:\{[^}]+\}:job:[^:]+",
     r"[^:]+:jobs:\{[^}]+\}:stats:[^:]+",
     r"[^:]+:live:\{[^}]+\}",
+    r"[^:]+:sessions:\{pending\}",
 )
 """Patterns of the keys that may live without a TTL; the table above says why. The leak fixture of the tests uses them."""
 
@@ -148,6 +155,28 @@ class Keys:
 
     def rate_limit_lifted(self) -> str:
         return f"{self.namespace}:ratelimit:lifted"
+
+    def sessions_of(self, user_id: str) -> str:
+        """What every key of a user's sessions begins with; all of them share a slot."""
+        return f"{self.namespace}:{{u:{escape(user_id)}}}:"
+
+    def session(self, user_id: str, part: str) -> str:
+        return f"{self.sessions_of(user_id)}s:{escape(part)}"
+
+    def session_index(self, user_id: str) -> str:
+        return f"{self.sessions_of(user_id)}idx"
+
+    def session_epoch(self, user_id: str) -> str:
+        return f"{self.sessions_of(user_id)}epoch"
+
+    def sessions_epoch(self) -> str:
+        return f"{self.namespace}:sessions:epoch"
+
+    def sessions_pending(self) -> str:
+        return f"{self.namespace}:sessions:{{pending}}"
+
+    def sessions_ended(self) -> str:
+        return f"{self.namespace}:sessions:ended"
 
     def doctor_probe(self, identifier: str) -> str:
         return f"{self.namespace}:doctor:{{{escape(identifier)}}}"

@@ -1,0 +1,65 @@
+-- fill: stores what the database says of a session, unless a tombstone or something newer is stored
+-- keys: entry index epoch
+-- args: part now_ms version user_epoch session_epoch facts last_ms checked_ms cur prev rotated_ms successor step_ups
+--   ttl_ms instead_of ended_ttl_ms prefix ended...
+-- returns: state (a: live, r: revoked, e: of a former epoch) and, of a live one, version, last, checked, facts and
+--   step_ups as they are stored now; `instead_of` is the version and token that may be replaced although they are newer
+-- ttl: entry by ttl_ms, or what it had; index and epoch as long as any entry; a tombstone as its entry, or ended_ttl_ms
+local entry, index, epoch = KEYS[1], KEYS[2], KEYS[3]
+local part, now, version = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local user_epoch, session_epoch = tonumber(ARGV[4]), tonumber(ARGV[5])
+local last, checked, ttl = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[14])
+local instead_of, ended_ttl, prefix = ARGV[15], ARGV[16], ARGV[17]
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local function keep_for(key, ms)
+  if redis.call('PTTL', key) < ms then
+    redis.call('PEXPIRE', key, whole(ms))
+  end
+end
+
+for i = 18, #ARGV do
+  local other = prefix .. ARGV[i]
+  if redis.call('HGET', other, 'state') ~= 'r' then
+    local left = redis.call('PTTL', other)
+    redis.call('DEL', other)
+    redis.call('HSET', other, 'state', 'r')
+    redis.call('PEXPIRE', other, left > 0 and left or ended_ttl)
+  end
+  redis.call('ZREM', index, ARGV[i])
+end
+
+local stored_epoch = tonumber(redis.call('GET', epoch) or '-1')
+if user_epoch > stored_epoch then
+  redis.call('SET', epoch, whole(user_epoch), 'KEEPTTL')
+  stored_epoch = user_epoch
+end
+keep_for(epoch, ttl)
+
+local state, stored, cur = unpack(redis.call('HMGET', entry, 'state', 'ver', 'cur'))
+if state == 'r' then
+  return { 'r' }
+end
+if session_epoch < stored_epoch then
+  return { 'e' }
+end
+if not state or version > tonumber(stored) or (instead_of ~= '' and instead_of == stored .. ' ' .. cur) then
+  if state then
+    last = math.max(last, tonumber(redis.call('HGET', entry, 'last')))
+    redis.call('DEL', entry)
+  end
+  redis.call('HSET', entry, 'state', 'a', 'ver', ARGV[3], 'facts', ARGV[6], 'last', whole(last), 'checked', ARGV[8],
+    'cur', ARGV[9], 'prev', ARGV[10], 'rotated', ARGV[11], 'succ', ARGV[12], 'ups', ARGV[13])
+  redis.call('PEXPIRE', entry, ARGV[14])
+elseif version == tonumber(stored) then
+  last = math.max(last, tonumber(redis.call('HGET', entry, 'last')))
+  checked = math.max(checked, tonumber(redis.call('HGET', entry, 'checked')))
+  redis.call('HSET', entry, 'last', whole(last), 'checked', whole(checked), 'ups', ARGV[13])
+end
+redis.call('ZREMRANGEBYSCORE', index, '-inf', whole(now - tonumber(ended_ttl)))
+redis.call('ZADD', index, whole(last), part)
+keep_for(index, ttl)
+return { 'a', unpack(redis.call('HMGET', entry, 'ver', 'last', 'checked', 'facts', 'ups')) }

@@ -1,0 +1,41 @@
+-- rotate: replaces the refresh token of a live session, or tells who came late what replaced theirs
+-- keys: entry index epoch
+-- args: part now_ms presented next successor grace_ms global_epoch
+-- returns: what (absent, ended, rotated, grace, mismatch), then version, cur, prev, rotated, successor, last, checked,
+--   facts, step_ups as they are stored now; nothing more of what is absent or ended
+-- ttl: none is changed
+local entry = KEYS[1]
+local part, now, presented = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local fields = { 'ver', 'cur', 'prev', 'rotated', 'succ', 'last', 'checked', 'facts', 'ups' }
+
+local state, cur, prev, rotated, last, facts =
+  unpack(redis.call('HMGET', entry, 'state', 'cur', 'prev', 'rotated', 'last', 'facts'))
+if not state then
+  return { 'absent' }
+end
+if state ~= 'a' then
+  return { 'ended' }
+end
+local epoch = redis.call('GET', KEYS[3])
+if not epoch then
+  return { 'absent' }
+end
+facts, last, rotated = cjson.decode(facts), tonumber(last), tonumber(rotated)
+-- Another process' clock may have been ahead.
+now = math.max(now, last, rotated)
+if facts.epoch < tonumber(epoch) or facts.global_epoch < tonumber(ARGV[7]) or now >= facts.absolute_ms
+  or now >= last + facts.idle_ms then
+  return { 'ended' }
+end
+
+local what = 'mismatch'
+if presented == cur then
+  what = 'rotated'
+  now = string.format('%.0f', now)
+  redis.call('HSET', entry, 'cur', ARGV[4], 'prev', cur, 'rotated', now, 'succ', ARGV[5], 'last', now)
+  redis.call('HINCRBY', entry, 'ver', 1)
+  redis.call('ZADD', KEYS[2], 'XX', now, part)
+elseif presented == prev and now - rotated <= tonumber(ARGV[6]) then
+  what = 'grace'
+end
+return { what, unpack(redis.call('HMGET', entry, unpack(fields))) }

@@ -1,0 +1,485 @@
+"""Rows: the statements on `user_sessions` and what hangs on it. Each runs in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from counterseal.database.columns import Ts
+from counterseal.database.tables import (
+    domain_settings,
+    global_epochs,
+    session_step_ups,
+    user_sessions,
+    users,
+)
+from counterseal.sessions.lifetime import DomainPolicy
+from counterseal.sessions.row import Row
+from counterseal.sessions.session import Context, Facts, Profile, Reason, StepUp, instant
+
+EVERYBODY: Final = "sessions"
+"""The row of `global_epochs` that ends all sessions."""
+
+STEP_UP_MS: Final = 300_000
+"""How long a second factor is good for an action."""
+
+_s = user_sessions.c
+_COLUMNS: Final = (
+    _s.user_id,
+    _s.session_id,
+    _s.state,
+    _s.version,
+    _s.rt_hash,
+    _s.rt_prev_hash,
+    _s.rt_rotated_at,
+    _s.rt_successor,
+    _s.last_used_at,
+    _s.profile,
+    _s.amr,
+    _s.authenticated_at,
+    _s.created_at,
+    _s.absolute_expires_at,
+    _s.idle_seconds,
+    _s.epoch,
+    _s.global_epoch,
+    _s.device_label,
+    _s.user_agent,
+    _s.ip,
+)
+_GLOBAL: Final = func.coalesce(
+    select(global_epochs.c.value).where(global_epochs.c.name == EVERYBODY).scalar_subquery(), 0
+)
+_ROWS: Final = select(
+    *_COLUMNS,
+    users.c.status.label("user_status"),
+    users.c.session_epoch.label("user_epoch"),
+    _GLOBAL.label("current_global_epoch"),
+).join_from(user_sessions, users, users.c.id == _s.user_id)
+
+
+def _is(user_id: str, part: str) -> Any:
+    return and_(_s.user_id == user_id, _s.session_id == part)
+
+
+async def read_row(
+    connection: AsyncConnection, user_id: str, part: str, *, now_ms: int, lock: bool = False
+) -> Row | None:
+    """A session's row, with the step-ups that are still good; None when there is none. Two statements.
+
+    With `lock` nobody changes it before the transaction ends.
+    """
+    statement = _ROWS.where(_is(user_id, part))
+    found = (
+        await connection.execute(statement.with_for_update(of=user_sessions) if lock else statement)
+    ).first()
+    if found is None:
+        return None
+    return _row(found, await read_step_ups(connection, user_id, part, now_ms=now_ms))
+
+
+async def read_step_ups(
+    connection: AsyncConnection, user_id: str, part: str, *, now_ms: int
+) -> tuple[StepUp, ...]:
+    """The second factors that were shown in a session and are neither used up nor too old."""
+    shown = session_step_ups.c
+    found = await connection.execute(
+        select(shown.context, shown.request_id, shown.method, shown.verified_at)
+        .where(
+            shown.user_id == user_id,
+            shown.session_id == part,
+            shown.consumed_at.is_(None),
+            shown.verified_at > instant(now_ms - STEP_UP_MS),
+        )
+        .order_by(shown.verified_at)
+    )
+    return tuple(
+        StepUp(Context(record.context), record.request_id, record.method, milliseconds(record.verified_at))
+        for record in found
+    )
+
+
+async def insert_user_if_absent(
+    connection: AsyncConnection, user_id: str, *, email: str, full_name: str, now_ms: int
+) -> None:
+    """Add a user who is not there yet. Raises `Conflict` when the address belongs to somebody else."""
+    now = instant(now_ms)
+    make = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
+    await connection.execute(
+        make(users)
+        .values(
+            id=user_id,
+            email=email,
+            full_name=full_name,
+            domain=email.rpartition("@")[2],
+            created_at=now,
+            updated_at=now,
+        )
+        .on_conflict_do_nothing(index_elements=[users.c.id])
+    )
+
+
+async def lock_user(connection: AsyncConnection, user_id: str) -> tuple[str, int, int, DomainPolicy] | None:
+    """A user's status and epoch, everybody's epoch and the policy of the user's domain; locks the user.
+
+    None when there is no such user. One statement.
+    """
+    d = domain_settings.c
+    found = (
+        await connection.execute(
+            select(
+                users.c.status,
+                users.c.session_epoch,
+                _GLOBAL.label("everybody"),
+                d.session_profile,
+                d.session_idle_minutes,
+                d.session_absolute_minutes,
+                d.max_sessions,
+            )
+            .join_from(users, domain_settings, d.domain == users.c.domain, isouter=True)
+            .where(users.c.id == user_id)
+            .with_for_update(of=users)
+        )
+    ).first()
+    if found is None:
+        return None
+    policy = DomainPolicy(
+        None if found.session_profile is None else Profile(found.session_profile),
+        found.session_idle_minutes,
+        found.session_absolute_minutes,
+        found.max_sessions,
+    )
+    return found.status, found.session_epoch, found.everybody, policy
+
+
+async def read_rows_of(connection: AsyncConnection, user_id: str) -> list[Row]:
+    """The active rows of a user, least recently used first; some of them may have ended by time. No step-ups."""
+    found = await connection.execute(
+        _ROWS.where(_s.user_id == user_id, _s.state == "active").order_by(_s.last_used_at, _s.created_at)
+    )
+    return [_row(record, ()) for record in found]
+
+
+async def read_devices(connection: AsyncConnection, user_id: str) -> list[tuple[str | None, str | None]]:
+    """User agent and address of the user's sessions that are still on record, ended ones too; at most 200."""
+    found = await connection.execute(
+        select(_s.user_agent, _s.ip).where(_s.user_id == user_id).order_by(_s.created_at.desc()).limit(200)
+    )
+    return [(record.user_agent, record.ip) for record in found]
+
+
+async def insert_row(connection: AsyncConnection, row: Row) -> None:
+    """Add a session. Raises `Conflict` when the part is taken."""
+    facts = row.facts
+    await connection.execute(
+        insert(user_sessions).values(
+            user_id=row.user_id,
+            session_id=row.part,
+            profile=facts.profile.value,
+            epoch=facts.epoch,
+            global_epoch=facts.global_epoch,
+            version=row.version,
+            rt_hash=row.token_hash,
+            amr=list(facts.amr),
+            authenticated_at=instant(facts.authenticated_ms),
+            created_at=instant(facts.created_ms),
+            last_used_at=instant(row.last_used_ms),
+            idle_seconds=max(1, facts.idle_ms // 1000),
+            absolute_expires_at=instant(facts.absolute_ms),
+            user_agent=facts.user_agent,
+            ip=facts.ip,
+            device_label=facts.device,
+        )
+    )
+
+
+async def end_rows(
+    connection: AsyncConnection,
+    user_id: str,
+    *,
+    parts: Collection[str] | None = None,
+    but: str | None = None,
+    created_until_ms: int | None = None,
+    reason: Reason,
+    now_ms: int,
+) -> list[str]:
+    """Revoke active sessions of a user: these parts, or all but one; the parts that were ended. One statement.
+
+    Their step-ups are gone as well.
+    """
+    where = [_s.user_id == user_id, _s.state == "active"]
+    if parts is not None:
+        where.append(_s.session_id.in_(parts))
+    if but is not None:
+        where.append(_s.session_id != but)
+    if created_until_ms is not None:
+        where.append(_s.created_at <= instant(created_until_ms))
+    ended = await connection.execute(
+        update(user_sessions)
+        .where(*where)
+        .values(
+            state="revoked",
+            revoked_at=instant(now_ms),
+            revoke_reason=reason.value,
+            version=_s.version + 1,
+        )
+        .returning(_s.session_id)
+    )
+    gone = sorted(ended.scalars())
+    if gone:
+        shown = session_step_ups.c
+        await connection.execute(
+            delete(session_step_ups).where(shown.user_id == user_id, shown.session_id.in_(gone))
+        )
+    return gone
+
+
+async def raise_epoch(
+    connection: AsyncConnection, user_id: str, *, at_least: int | None = None
+) -> int | None:
+    """Raise a user's epoch by one, or to `at_least`; what it is then. None without such a user. Locks the user."""
+    mine = users.c.session_epoch
+    value = mine + 1 if at_least is None else func.max(mine, at_least)
+    if at_least is not None and connection.dialect.name == "postgresql":
+        value = func.greatest(mine, at_least)
+    raised = await connection.execute(
+        update(users).where(users.c.id == user_id).values(session_epoch=value).returning(mine)
+    )
+    return raised.scalar_one_or_none()
+
+
+async def raise_everybody(connection: AsyncConnection) -> int:
+    """Raise the epoch of all sessions by one; what it is then."""
+    make = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
+    raised = await connection.execute(
+        make(global_epochs)
+        .values(name=EVERYBODY, value=1)
+        .on_conflict_do_update(
+            index_elements=[global_epochs.c.name], set_={"value": global_epochs.c.value + 1}
+        )
+        .returning(global_epochs.c.value)
+    )
+    return raised.scalar_one()
+
+
+async def read_everybody(connection: AsyncConnection) -> int:
+    """The epoch of all sessions."""
+    return (await connection.execute(select(_GLOBAL))).scalar_one()
+
+
+async def replace_token(
+    connection: AsyncConnection,
+    user_id: str,
+    part: str,
+    *,
+    old: bytes,
+    new: bytes,
+    successor: bytes | None,
+    rotated_ms: int,
+) -> int | None:
+    """Compare and set: the version after `new` took the place of `old`; None when nothing was changed.
+
+    Nothing is changed of a session that has ended, or whose user is not active.
+    """
+    may = (
+        select(literal(1))
+        .where(users.c.id == user_id, users.c.status == "active", users.c.session_epoch <= _s.epoch)
+        .correlate(user_sessions)
+        .exists()
+    )
+    replaced = await connection.execute(
+        update(user_sessions)
+        .where(_is(user_id, part), _s.state == "active", _s.rt_hash == old, _s.global_epoch >= _GLOBAL, may)
+        .values(
+            rt_hash=new,
+            rt_prev_hash=old,
+            rt_rotated_at=instant(rotated_ms),
+            rt_successor=successor,
+            last_used_at=instant(rotated_ms),
+            version=_s.version + 1,
+        )
+        .returning(_s.version)
+    )
+    return replaced.scalar_one_or_none()
+
+
+async def catch_up_token(
+    connection: AsyncConnection,
+    user_id: str,
+    part: str,
+    *,
+    version: int,
+    old: bytes,
+    new: bytes,
+    successor: bytes | None,
+    rotated_ms: int,
+) -> bool:
+    """Write a rotation that was accepted while the database was down, unless the row is as new; whether it was."""
+    written = await connection.execute(
+        update(user_sessions)
+        .where(_is(user_id, part), _s.state == "active", _s.version < version)
+        .values(
+            rt_hash=new,
+            rt_prev_hash=old,
+            rt_rotated_at=instant(rotated_ms),
+            rt_successor=successor,
+            last_used_at=instant(rotated_ms),
+            version=version,
+        )
+    )
+    return written.rowcount > 0
+
+
+async def renew_log_in(
+    connection: AsyncConnection, user_id: str, part: str, *, amr: Sequence[str], authenticated_ms: int
+) -> None:
+    """Note that the user has logged in anew within a session."""
+    await connection.execute(
+        update(user_sessions)
+        .where(_is(user_id, part))
+        .values(amr=list(amr), authenticated_at=instant(authenticated_ms))
+    )
+
+
+async def note_uses(connection: AsyncConnection, uses: Collection[tuple[str, str, int]]) -> None:
+    """Note when sessions were used last: user, part and time of each. Never sets a time back. One statement for all."""
+    await connection.execute(
+        _NOTE_USE,
+        [
+            {"of_user": user_id, "of_part": part, "used_at": instant(used_ms)}
+            for user_id, part, used_ms in sorted(uses)
+        ],
+    )
+
+
+_NOTE_USE: Final = (
+    update(user_sessions)
+    .where(
+        _s.user_id == bindparam("of_user"),
+        _s.session_id == bindparam("of_part"),
+        _s.state == "active",
+        _s.last_used_at < bindparam("used_at", type_=Ts()),
+    )
+    .values(last_used_at=bindparam("used_at", type_=Ts()))
+)
+
+
+async def revoked_since(connection: AsyncConnection, since_ms: int) -> list[tuple[str, str]]:
+    """User and part of every session that was revoked since then and could still be alive in Redis."""
+    found = await connection.execute(
+        select(_s.user_id, _s.session_id).where(_s.state == "revoked", _s.revoked_at >= instant(since_ms))
+    )
+    return [(record.user_id, record.session_id) for record in found]
+
+
+async def epochs_of(connection: AsyncConnection, user_ids: Collection[str]) -> dict[str, int]:
+    """The epochs of users."""
+    found = await connection.execute(
+        select(users.c.id, users.c.session_epoch).where(users.c.id.in_(user_ids))
+    )
+    return {record.id: record.session_epoch for record in found}
+
+
+async def find_expired(connection: AsyncConnection, *, now_ms: int, limit: int) -> list[tuple[str, str]]:
+    """User and part of active sessions that have ended by time, locked; those that somebody else has locked are left.
+
+    How long a session may idle is compared in Python, because each database adds seconds in its own way.
+    """
+    now = instant(now_ms)
+    oldest = func.coalesce(_GLOBAL, 0)
+    by_time = or_(_s.absolute_expires_at <= now, _s.global_epoch < oldest)
+    certain = await connection.execute(
+        select(_s.user_id, _s.session_id)
+        .where(_s.state == "active", by_time)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    ended = [(record.user_id, record.session_id) for record in certain]
+    for seconds in (await connection.execute(_IDLES)).scalars():
+        if len(ended) >= limit:
+            break
+        idle = await connection.execute(
+            select(_s.user_id, _s.session_id)
+            .where(
+                _s.state == "active",
+                _s.idle_seconds == seconds,
+                _s.last_used_at <= instant(now_ms - seconds * 1000),
+                ~by_time,
+            )
+            .limit(limit - len(ended))
+            .with_for_update(skip_locked=True)
+        )
+        ended += [(record.user_id, record.session_id) for record in idle]
+    return ended
+
+
+_IDLES: Final = select(_s.idle_seconds).where(_s.state == "active").distinct()
+
+
+async def delete_ended(connection: AsyncConnection, *, before: datetime, limit: int) -> int:
+    """Remove what has ended before a time; how many rows."""
+    chosen = (
+        select(_s.user_id, _s.session_id)
+        .where(_s.state == "revoked", _s.revoked_at < before)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    gone = 0
+    for record in (await connection.execute(chosen)).all():
+        gone += (
+            await connection.execute(delete(user_sessions).where(_is(record.user_id, record.session_id)))
+        ).rowcount
+    return gone
+
+
+def milliseconds(moment: datetime | None) -> int:
+    """A moment in milliseconds since 1970; 0 for none."""
+    if moment is None:
+        return 0
+    return round(moment.timestamp() * 1000)
+
+
+def _row(record: Any, step_ups: tuple[StepUp, ...]) -> Row:
+    return Row(
+        user_id=record.user_id,
+        part=record.session_id,
+        revoked=record.state != "active",
+        version=record.version,
+        token_hash=record.rt_hash,
+        previous_hash=record.rt_prev_hash,
+        rotated_ms=milliseconds(record.rt_rotated_at),
+        successor=record.rt_successor,
+        last_used_ms=milliseconds(record.last_used_at),
+        facts=Facts(
+            profile=Profile(record.profile),
+            amr=tuple(record.amr),
+            authenticated_ms=milliseconds(record.authenticated_at),
+            created_ms=milliseconds(record.created_at),
+            absolute_ms=milliseconds(record.absolute_expires_at),
+            idle_ms=record.idle_seconds * 1000,
+            epoch=record.epoch,
+            global_epoch=record.global_epoch,
+            device=record.device_label or "",
+            user_agent=record.user_agent,
+            ip=record.ip,
+        ),
+        user_active=record.user_status == "active",
+        user_epoch=record.user_epoch,
+        current_global_epoch=record.current_global_epoch,
+        step_ups=step_ups,
+    )
