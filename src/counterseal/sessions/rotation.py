@@ -113,7 +113,7 @@ class Rotation:
         if row is None:
             return None
         session = await self._filled(row, now_ms)
-        return None if session is None else self._rotated(session, refresh)
+        return None if session is None else self._rotated(session, refresh, first=True)
 
     # -- with Redis ----------------------------------------------------------------------------------------------
 
@@ -166,7 +166,7 @@ class Rotation:
             return None
         if row.token_hash != successor.hash:
             return await self._repaired(row, now_ms, (copy.version, answer.current))
-        return self._rotated(_session(presented, copy), successor)
+        return self._rotated(_session(presented, copy), successor, first=answer.turn is Turn.ROTATED)
 
     async def _confirmed(
         self, presented: RefreshToken, successor: RefreshToken, answer: Presented
@@ -207,7 +207,7 @@ class Rotation:
                 answer.rotated_ms,
             )
         )
-        return self._rotated(_session(presented, copy), successor)
+        return self._rotated(_session(presented, copy), successor, first=answer.turn is Turn.ROTATED)
 
     async def _mismatch(
         self, presented: RefreshToken, answer: Presented, now_ms: int
@@ -272,7 +272,8 @@ class Rotation:
             raise
         if known is None or row is None:
             return await self._refuse(presented, now_ms)
-        return self._rotated(row.session(last_used_ms=now_ms, checked_ms=now_ms), known)
+        session = row.session(last_used_ms=now_ms, checked_ms=now_ms)
+        return self._rotated(session, known, first=known is successor)
 
     async def _refuse(self, presented: RefreshToken, now_ms: int) -> None:
         """A token that is not good. End its session if it was one once: confirmed with the row locked."""
@@ -342,8 +343,9 @@ class Rotation:
                     return None
         return row.session(last_used_ms=now_ms, checked_ms=now_ms)
 
-    def _rotated(self, session: Session, refresh: RefreshToken) -> Rotated:
-        self._backing.emit(SessionRotated(session.session_id, session.user_id))
+    def _rotated(self, session: Session, refresh: RefreshToken, *, first: bool) -> Rotated:
+        if first:
+            self._backing.emit(SessionRotated(session.session_id, session.user_id))
         return Rotated(session, self._backing.tokens(session, refresh))
 
 

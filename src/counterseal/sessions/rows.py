@@ -12,7 +12,6 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    literal,
     or_,
     select,
     update,
@@ -296,15 +295,21 @@ async def replace_token(
 
     Nothing is changed of a session that has ended, or whose user is not active.
     """
-    may = (
-        select(literal(1))
-        .where(users.c.id == user_id, users.c.status == "active", users.c.session_epoch <= _s.epoch)
-        .correlate(user_sessions)
-        .exists()
+    # Of a user who is not active there is no epoch, and nothing is as great as none.
+    user_epoch = (
+        select(users.c.session_epoch)
+        .where(users.c.id == user_id, users.c.status == "active")
+        .scalar_subquery()
     )
     replaced = await connection.execute(
         update(user_sessions)
-        .where(_is(user_id, part), _s.state == "active", _s.rt_hash == old, _s.global_epoch >= _GLOBAL, may)
+        .where(
+            _is(user_id, part),
+            _s.state == "active",
+            _s.rt_hash == old,
+            _s.global_epoch >= _GLOBAL,
+            _s.epoch >= user_epoch,
+        )
         .values(
             rt_hash=new,
             rt_prev_hash=old,
