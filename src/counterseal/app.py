@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from counterseal.analytics.service import Analytics
+from counterseal.audit.service import Audit
 from counterseal.cache.kind import Kind, configured
 from counterseal.cache.service import Cache
 from counterseal.core.errors import ConfigurationError
-from counterseal.core.settings import Settings
+from counterseal.core.events import Events, Listener
+from counterseal.core.keyring import Keyring
+from counterseal.core.settings import Environment, Settings
 from counterseal.database.engine import Database
+from counterseal.database.outbox import Outbox
 from counterseal.health import Health, Probes
 from counterseal.jobs.service import Jobs
 from counterseal.jobs.worker import Handler, Worker
 from counterseal.ratelimit.policy import Elsewhere, Policy
 from counterseal.ratelimit.service import RateLimits
+from counterseal.sessions.service import Sessions
 from counterseal.store.keys import Keys
 from counterseal.store.open import open_store
 
@@ -29,8 +34,8 @@ class Counterseal:
 
     The constructor does no input or output, so an application can be built before there is an event loop. `kinds` are
     the application's own kinds of cached values, and `limits` its own rate limits, besides those that are always there
-    or in place of one. `elsewhere` counts for a limiter, by its name, while Redis does not answer. Raises
-    `ConfigurationError` with a sentence for every fault: settings that do not fit together, a URL that is not
+    or in place of one. `elsewhere` counts for a limiter, by its name, while Redis does not answer. `listeners` are told
+    of events, by their class: `{SessionRevoked: [tell_somebody]}`. Raises `ConfigurationError` with a sentence for every fault: settings that do not fit together, a URL that is not
     understood, a lifetime of a kind that nobody declared.
     """
 
@@ -41,6 +46,7 @@ class Counterseal:
         kinds: Iterable[Kind[Any]] = (),
         limits: Iterable[Policy] = (),
         elsewhere: Mapping[str, Elsewhere] | None = None,
+        listeners: Mapping[type, Sequence[Listener]] | None = None,
     ) -> None:
         kinds = tuple(kinds)
         faults: list[str] = []
@@ -51,8 +57,9 @@ class Counterseal:
                 settings.database.url, data_dir=settings.data_dir, timeout=settings.database.timeout
             ),
         )
+        keyring = _made(faults, lambda: _keyring(settings))
         _made(faults, lambda: configured(kinds, settings.cache_ttl))
-        if faults or store is None or database is None:
+        if faults or store is None or database is None or keyring is None:
             raise ConfigurationError(faults)
         keys = Keys(settings.namespace)
         self.settings = settings
@@ -68,10 +75,24 @@ class Counterseal:
         self.rate_limits = RateLimits(
             store, keys=keys, policies=limits, elsewhere=elsewhere, processes=settings.processes
         )
+        self.events = Events(listeners or {})
+        self.audit = Audit(database, now_ms=store.now_ms)
+        self.sessions = Sessions(
+            store,
+            database,
+            keys=keys,
+            keyring=keyring,
+            settings=settings.sessions,
+            audit=self.audit.append,
+            emit=self.events.emit,
+            wake=lambda: self.outbox.wake(),
+        )
+        self.outbox = Outbox(database, now_ms=store.now_ms, handlers=self.sessions.handlers)
         self.jobs = Jobs(self.store, keys=keys)
         self.analytics = Analytics(self.store, keys=keys)
         self.health = Health(self.store, probes=self._probes(), settings=settings)
         self._keys = keys
+        self._keyring = keyring
         self._open: AsyncExitStack | None = None
 
     @classmethod
@@ -82,13 +103,14 @@ class Counterseal:
         kinds: Iterable[Kind[Any]] = (),
         limits: Iterable[Policy] = (),
         elsewhere: Mapping[str, Elsewhere] | None = None,
+        listeners: Mapping[type, Sequence[Listener]] | None = None,
     ) -> Self:
         """The services of these settings, by default of the environment's, to be used as `async with`.
 
         Raises `ConfigurationError` with a sentence for every fault of the settings.
         """
         chosen = settings if settings is not None else Settings.load()
-        return cls(chosen, kinds=kinds, limits=limits, elsewhere=elsewhere)
+        return cls(chosen, kinds=kinds, limits=limits, elsewhere=elsewhere, listeners=listeners)
 
     def worker(self, handlers: Mapping[str, Handler] | None = None, *, concurrency: int = 10) -> Worker:
         """A worker for the jobs of these services, to be used as `async with` inside this one."""
@@ -101,16 +123,20 @@ class Counterseal:
         )
 
     async def __aenter__(self) -> Self:
-        """Connect to Redis, then to the database. What was opened is closed again when a later one fails.
+        """Read the keys, connect to Redis, then to the database. What was opened is closed again when a later one fails.
 
         Raises `ConfigurationError`, `StoreUnavailable` or `DatabaseUnavailable`.
         """
         async with AsyncExitStack() as stack:
+            await self._keyring.open()
             await stack.enter_async_context(self.store)
             await stack.enter_async_context(self.cache)
             await stack.enter_async_context(self.rate_limits)
             await stack.enter_async_context(self.database)
             await self.database.prepare()
+            stack.push_async_callback(self.events.close)
+            await stack.enter_async_context(self.outbox)
+            await stack.enter_async_context(self.sessions)
             stack.push_async_callback(self.health.close)
             self._open = stack.pop_all()
         return self
@@ -131,6 +157,12 @@ class Counterseal:
             performance=self.analytics.performance,
             database=self.database.ping,
         )
+
+
+def _keyring(settings: Settings) -> Keyring:
+    """The keys of the settings; in development those of a file, which is made when there is none."""
+    file = None if settings.environment is Environment.PRODUCTION else settings.data_dir / "secrets"
+    return Keyring(settings.secret_keys, file=file)
 
 
 def _made(faults: list[str], make: Callable[[], _T]) -> _T | None:
