@@ -35,7 +35,9 @@ class Counterseal:
     The constructor does no input or output, so an application can be built before there is an event loop. `kinds` are
     the application's own kinds of cached values, and `limits` its own rate limits, besides those that are always there
     or in place of one. `elsewhere` counts for a limiter, by its name, while Redis does not answer. `listeners` are told
-    of events, by their class: `{SessionRevoked: [tell_somebody]}`. Raises `ConfigurationError` with a sentence for every fault: settings that do not fit together, a URL that is not
+    of events, by their class: `{SessionRevoked: [tell_somebody]}`.
+
+    Raises `ConfigurationError` with a sentence for every fault: settings that do not fit together, a URL that is not
     understood, a lifetime of a kind that nobody declared.
     """
 
@@ -85,14 +87,14 @@ class Counterseal:
             settings=settings.sessions,
             audit=self.audit.append,
             emit=self.events.emit,
-            wake=lambda: self.outbox.wake(),
+            wake=self._wake,
         )
         self.outbox = Outbox(database, now_ms=store.now_ms, handlers=self.sessions.handlers)
         self.jobs = Jobs(self.store, keys=keys)
         self.analytics = Analytics(self.store, keys=keys)
         self.health = Health(self.store, probes=self._probes(), settings=settings)
         self._keys = keys
-        self._keyring = keyring
+        self.keyring = keyring
         self._open: AsyncExitStack | None = None
 
     @classmethod
@@ -123,12 +125,12 @@ class Counterseal:
         )
 
     async def __aenter__(self) -> Self:
-        """Read the keys, connect to Redis, then to the database. What was opened is closed again when a later one fails.
+        """Read the keys, connect to Redis, then to the database. When one fails, what was opened is closed again.
 
         Raises `ConfigurationError`, `StoreUnavailable` or `DatabaseUnavailable`.
         """
         async with AsyncExitStack() as stack:
-            await self._keyring.open()
+            await self.keyring.open()
             await stack.enter_async_context(self.store)
             await stack.enter_async_context(self.cache)
             await stack.enter_async_context(self.rate_limits)
@@ -147,6 +149,9 @@ class Counterseal:
         stack, self._open = self._open, None
         if stack is not None:
             await stack.aclose()
+
+    def _wake(self) -> None:
+        self.outbox.wake()
 
     def _probes(self) -> Probes:
         return Probes(
