@@ -11,7 +11,7 @@ from typing import Any, Final
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from counterseal.core.tokens import hash_token, new_secret
+from counterseal.core.tokens import hash_token
 from counterseal.database.tables import one_time_tokens
 
 LONGEST: Final = 512
@@ -45,10 +45,15 @@ class OneTimeToken:
 
 
 async def add_token(
-    connection: AsyncConnection, purpose: Purpose, user_id: str, *, now: datetime, data: Any = None
-) -> str:
-    """Make a token for a user. One statement."""
-    token = new_secret()
+    connection: AsyncConnection,
+    purpose: Purpose,
+    token: str,
+    user_id: str,
+    *,
+    now: datetime,
+    data: Any = None,
+) -> None:
+    """Let a new secret of a user open a door. One statement."""
     await connection.execute(
         insert(one_time_tokens).values(
             token_hash=hash_token(token),
@@ -58,7 +63,6 @@ async def add_token(
             expires_at=now + purpose.lives,
         )
     )
-    return token
 
 
 async def find_token(

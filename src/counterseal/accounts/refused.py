@@ -36,6 +36,21 @@ STATUS_CONFLICT: Final = Refused(
     "status_conflict", "The account is not in a state in which this can be done."
 )
 
+CODE_INVALID: Final = Refused("code_invalid", "This code is wrong or has been used.")
+FRESH_LOGIN_NEEDED: Final = Refused(
+    "fresh_login_needed", "This needs a log-in within the last ten minutes. Log in again."
+)
+TOTP_STOPPED: Final = Refused(
+    "totp_stopped", "Too many codes in a row were wrong. Ask an administrator to verify who you are."
+)
+TOTP_REQUIRED: Final = Refused("totp_required", "This needs a code of your second factor first.")
+TOTP_NOT_SET_UP: Final = Refused("totp_not_set_up", "No second factor waits for its first code.")
+TOTP_NOT_ENABLED: Final = Refused("totp_not_enabled", "This account has no second factor.")
+TOTP_ENFORCED: Final = Refused("totp_enforced", "Your organisation asks for a second factor.")
+TOTP_CONTEXT_MISSING: Final = Refused(
+    "totp_context_missing", "Choose what a code is asked for: log-in, signing, or both."
+)
+
 
 def locked(retry_after: timedelta) -> Refused:
     """Too many wrong passwords in a row. An address without an account is locked alike."""
