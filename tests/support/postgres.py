@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from importlib.util import find_spec
@@ -65,14 +66,21 @@ class Postgres(Running):
         if ready != "ready":
             raise RuntimeError(f"PostgreSQL did not start:\n{self.log.read_text('utf-8', 'replace')[-4000:]}")
 
-    def freeze(self) -> None:
-        """SIGSTOP to the server that takes connections; those it has already served are not frozen."""
+    def freeze(self, *, served: bool = False) -> None:
+        """SIGSTOP to the server that takes connections, and to those it has already `served` when that is asked."""
         assert self._process is not None
         freeze_process(self._process)
+        if served:
+            backends = self._backends()
+            for backend in backends:
+                os.kill(backend, signal.SIGSTOP)
+            wait_until(lambda: all(_stands_still(backend) for backend in backends))
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """SIGCONT, to all that were frozen."""
         assert self._process is not None
+        for backend in self._backends():
+            os.kill(backend, signal.SIGCONT)
         thaw_process(self._process)
 
     def stop(self) -> None:
@@ -94,6 +102,12 @@ class Postgres(Running):
         program = [str(self._programs / "initdb"), "-D", str(self._data), "-U", "postgres", "--no-sync",
                    "--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--no-locale"]  # fmt: skip
         subprocess.run(_unprivileged(program), check=True, capture_output=True, cwd=self.folder, timeout=60)
+
+    def _backends(self) -> list[int]:
+        """Every process of the server but the first."""
+        assert self._process is not None
+        first = self._process.pid
+        return [int(pid) for pid in Path(f"/proc/{first}/task/{first}/children").read_text().split()]
 
     def _ready_or_ended(self) -> str | None:
         if self._process is None or self._process.poll() is not None:
@@ -164,6 +178,10 @@ class PgBouncer:
             "client_tls_sslmode = require\n"
             f"client_tls_cert_file = {self.folder / 'server.pem'}\nclient_tls_key_file = {key}\n"
         )
+
+
+def _stands_still(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
 
 
 def _programs(folder: Path) -> Path:

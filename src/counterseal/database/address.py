@@ -15,7 +15,6 @@ NAME: Final = "DATABASE_URL"
 
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _POOLER_PORT: Final = 6543  # where Supabase listens with a pooler in transaction mode
-_CONNECT_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,9 @@ def parse_postgres_url(text: str) -> PostgresAddress:
     except (ArgumentError, ValueError):
         raise ConfigurationError(f"{NAME}: expected postgresql://user:password@host:port/database") from None
     options = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
-    arguments: dict[str, Any] = {"timeout": _seconds(options.pop("connect_timeout", None))}
+    arguments: dict[str, Any] = {}
+    if "connect_timeout" in options:
+        arguments["timeout"] = _seconds(options.pop("connect_timeout"))
     if secured := _ssl(options.pop("sslmode", None), options.pop("sslrootcert", None)):
         arguments["ssl"] = secured
     if "application_name" in options:
@@ -69,9 +70,7 @@ def parse_postgres_url(text: str) -> PostgresAddress:
     return PostgresAddress(url.set(drivername="postgresql+asyncpg", query={}), pooled, arguments)
 
 
-def _seconds(text: str | None) -> float:
-    if text is None:
-        return _CONNECT_TIMEOUT_S
+def _seconds(text: str) -> float:
     if not (text.isdecimal() and 0 < int(text) <= 60):
         raise ConfigurationError(f"{NAME}: expected connect_timeout in whole seconds from 1 to 60")
     return float(text)

@@ -14,6 +14,7 @@ from sqlalchemy.pool import NullPool
 from counterseal.database.address import PostgresAddress
 
 _FAREWELL_S: Final = 0.5  # how long a server may take to hear that a statement is cancelled
+_CONNECT_S: Final = 5.0
 _RECYCLE_S: Final = 900  # poolers and firewalls forget connections that are older than they like
 
 
@@ -36,6 +37,7 @@ def postgres_engine(address: PostgresAddress, *, timeout_s: float, pooled: bool 
     engine = create_async_engine(
         address.url,
         connect_args={
+            "timeout": min(timeout_s, _CONNECT_S),
             **address.connect_args,
             "command_timeout": timeout_s,
             "connection_class": _Connection,

@@ -6,11 +6,12 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection, event
+import aiosqlite
+from sqlalchemy import Connection, Engine, ExceptionContext, PoolProxiedConnection, event
 from sqlalchemy.dialects.sqlite.base import SQLiteIdentifierPreparer
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -24,6 +25,7 @@ SQLITE_FILE: Final = "counterseal.db"
 PREFIX: Final = f"{SCHEMA}_"
 
 _WRITING: Final = "counterseal_writing"
+_TIMER: Final = "counterseal_timer"
 
 
 class _Cursor(Protocol):
@@ -115,6 +117,7 @@ def sqlite_engine(data_dir: Path, *, timeout_s: float) -> AsyncEngine:
 
     event.listen(engine.sync_engine, "connect", prepare)
     event.listen(engine.sync_engine, "begin", _begin)
+    _bound_statements(engine.sync_engine, timeout_s)
     return engine
 
 
@@ -143,6 +146,40 @@ def _prepare(connection: _DriverConnection, pragmas: tuple[str, ...]) -> None:
     except BaseException:
         connection.close()  # nobody else has it yet, and it has a thread
         raise
+
+
+def _bound_statements(engine: Engine, timeout_s: float) -> None:
+    """Have a statement interrupted when it takes too long, or when nobody waits for it any more."""
+
+    def start(connection: Connection, cursor: object, *_: object) -> None:
+        timer = asyncio.get_running_loop().call_later(timeout_s, _interrupt, connection.connection)
+        connection.info[_TIMER] = timer
+
+    def stop(connection: Connection, *_: object) -> None:
+        if timer := connection.info.pop(_TIMER, None):
+            timer.cancel()
+
+    def give_up(context: ExceptionContext) -> None:
+        connection = context.connection
+        if connection is None or connection.invalidated:
+            return
+        stop(connection)
+        if not isinstance(context.original_exception, Exception):
+            _interrupt(connection.connection)  # else its thread would go on, and keep the lock
+            # SQLAlchemy would close it, and a closed connection keeps its locks while a cursor is left. What its thread
+            # is given runs in order, so it can be rolled back and used again.
+            context.is_disconnect = False
+
+    event.listen(engine, "before_cursor_execute", start)
+    event.listen(engine, "after_cursor_execute", stop)
+    event.listen(engine, "handle_error", give_up)
+
+
+def _interrupt(connection: PoolProxiedConnection) -> None:
+    driver: aiosqlite.Connection | None = connection.driver_connection
+    if driver is not None:
+        with suppress(StopIteration, ValueError):
+            driver.interrupt().send(None)  # it awaits nothing, and a timer can't await
 
 
 def _begin(connection: Connection) -> None:
