@@ -81,9 +81,9 @@ def sqlite_error(cause: BaseException) -> CountersealError:
         return ConfigurationError(
             "COUNTERSEAL_DATA_DIR: expected counterseal.db in it to be a SQLite database"
         )
-    if isinstance(cause, sqlite3.OperationalError):
+    if isinstance(cause, sqlite3.OperationalError) and _sqlite_name(cause) != "SQLITE_ERROR":
         return DatabaseUnavailable("the database is locked or can't be read")
-    if isinstance(cause, sqlite3.IntegrityError) and cause.sqlite_errorname in _SQLITE_KEYS:
+    if isinstance(cause, sqlite3.IntegrityError) and _sqlite_name(cause) in _SQLITE_KEYS:
         return _conflict(_sqlite_constraint(message))
     return DatabaseError(f"the database refused a statement ({type(cause).__name__})")
 
@@ -92,6 +92,11 @@ def _conflict(constraint: str | None) -> Conflict:
     return Conflict(
         f"a row with this key is there already ({constraint or 'unnamed'})", constraint=constraint
     )
+
+
+def _sqlite_name(cause: sqlite3.Error) -> str | None:
+    """SQLite's name of an error; None for one that the driver made. `SQLITE_ERROR` is a statement that is wrong."""
+    return getattr(cause, "sqlite_errorname", None)
 
 
 def _sqlite_constraint(message: str) -> str | None:
