@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import pyotp
 from pydantic import SecretStr
 from sqlalchemy import select
 
@@ -27,6 +28,7 @@ from counterseal.accounts.log_in import LoggedIn
 from counterseal.accounts.password import Passwords
 from counterseal.accounts.policies import COUNTED_ELSEWHERE, POLICIES
 from counterseal.accounts.service import Accounts
+from counterseal.accounts.totp import BackupCodes, Enrolment
 from counterseal.audit.chain import AuditEntry
 from counterseal.audit.service import Audit
 from counterseal.cache.service import Cache
@@ -91,6 +93,19 @@ class House:
     async def log_in(self, email: str = EMAIL, password: str = PASSWORD, **more: Any) -> Any:
         """A log-in, refused or not."""
         return await self.accounts.log_in(email=email, password=password, **more)
+
+    def code(self, secret: str) -> str:
+        """What an authenticator shows now."""
+        return pyotp.TOTP(secret).at(self.store.now_ms() // 1000)
+
+    async def with_totp(self, made: LoggedIn) -> tuple[str, tuple[str, ...]]:
+        """Enable a second factor: the secret of its authenticator, and the backup codes."""
+        enrolment = await self.accounts.totp.set_up(made.session)
+        assert isinstance(enrolment, Enrolment), enrolment
+        enabled = await self.accounts.totp.confirm(made.session, self.code(enrolment.secret))
+        assert isinstance(enabled, BackupCodes), enabled
+        self.travel(timedelta(seconds=30))  # each code is good once
+        return enrolment.secret, enabled.codes
 
     async def column(self, name: str, email: str = EMAIL) -> Any:
         """A column of a user, as it is in the database."""

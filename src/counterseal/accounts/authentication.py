@@ -72,9 +72,14 @@ class Authentication:
             return closed
         verified = await self._totp.verify(account.id, code, context=Context.LOGIN, address=client.limited_as)
         if isinstance(verified, Refused):
-            body = {"asked": "finish_log_in", "reason": verified.code}
-            async with backing.database.begin() as connection:
-                await backing.note(connection, "login.failed", user_id=account.id, body=body, client=client)
+            if (
+                verified.retry_after is None
+            ):  # a code was looked at; calls over a limit would fill the audit log
+                body = {"asked": "finish_log_in", "reason": verified.code}
+                async with backing.database.begin() as connection:
+                    await backing.note(
+                        connection, "login.failed", user_id=account.id, body=body, client=client
+                    )
             return verified
 
         async def admit(connection: AsyncConnection) -> None:

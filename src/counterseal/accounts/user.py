@@ -82,9 +82,12 @@ def user_of(row: Mapping[Any, Any]) -> User:
 
 def write_user(user: User) -> dict[str, Any]:
     """A profile as the JSON object that is cached."""
+    verified = user.email_verified_at
     return {
-        name: value.isoformat() if isinstance(value, datetime) else value
-        for name, value in asdict(user).items()
+        **asdict(user),
+        "status": user.status.value,
+        "email_verified_at": None if verified is None else verified.isoformat(),
+        "created_at": user.created_at.isoformat(),
     }
 
 
