@@ -5,21 +5,24 @@ A copy may be old or missing, and never wins over the database; a tombstone wins
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, TypeVar
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
 from counterseal.core.errors import CodecError, StoreError, StoreUnavailable
+from counterseal.sessions.identity import session_id_of, split_session_id
 from counterseal.sessions.row import Row
-from counterseal.sessions.session import SCHEMA, Facts, StepUp
+from counterseal.sessions.session import SCHEMA, Facts, Session, StepUp
 from counterseal.store.base import Store
 from counterseal.store.keys import SESSIONS_EPOCH_TTL, Keys, escape
 from counterseal.store.scripts import load_script
-from counterseal.store.wire import Command, Reply
+from counterseal.store.wire import Reply
 
 _FILL: Final = load_script("counterseal.sessions", "fill")
 _TOUCH: Final = load_script("counterseal.sessions", "touch")
@@ -29,6 +32,7 @@ _REVOKE: Final = load_script("counterseal.sessions", "revoke")
 _REVOKE_USER: Final = load_script("counterseal.sessions", "revoke_user")
 _RAISE: Final = load_script("counterseal.sessions", "raise")
 
+_READ_LATELY: Final = 4096
 GLOBAL_EVERY_MS: Final = 1_000
 """How old the epoch of all sessions may be."""
 
@@ -43,14 +47,13 @@ _encode: Final = msgspec.json.Encoder().encode
 _T = TypeVar("_T")
 
 
-class Copy(msgspec.Struct, frozen=True):
-    """A live session as Redis holds it."""
+class Place(NamedTuple):
+    """Where a session is kept."""
 
-    version: int
-    last_used_ms: int
-    checked_ms: int
-    facts: Facts
-    step_ups: tuple[StepUp, ...] = ()
+    user_id: str
+    part: str
+    entry: str
+    """Its key."""
 
 
 class Ended(StrEnum):
@@ -60,6 +63,16 @@ class Ended(StrEnum):
     """There is a tombstone."""
     FORMER_EPOCH = "former_epoch"
     """All sessions of the user, or of everybody, were ended."""
+
+
+class Which(StrEnum):
+    """The sessions of a user that `revoke_user` ends."""
+
+    ALL = "all"
+    FORMER = "former"
+    """Those of an epoch below `at_least`."""
+    ABOVE = "above"
+    """All, and the epoch becomes greater than every one that is known here: for when the database can't say it."""
 
 
 class Turn(StrEnum):
@@ -77,7 +90,7 @@ class Presented:
     """The answer of `rotate`, with the entry as it is stored now."""
 
     turn: Turn
-    copy: Copy | None = None
+    session: Session | None = None
     current: bytes = b""
     previous: bytes = b""
     rotated_ms: int = 0
@@ -92,48 +105,39 @@ class Copies:
 
     def __init__(self, store: Store, *, keys: Keys, longest_ms: int, on_loss: Callable[[], None]) -> None:
         self._store = store
+        self._command = store.command
         self._keys = keys
         self._longest_ms = longest_ms
         self._on_loss = on_loss
+        self._facts = lru_cache(_READ_LATELY)(self._read_facts)
+        """They don't change, and those of a session in use are asked for again and again."""
+        self.place: Callable[[str], Place | None] = lru_cache(_READ_LATELY)(self._find_place)
+        """Where a session with this public id is kept; None for what is no id."""
         self._global_key = keys.sessions_epoch()
-        self._global_read_ms = 0
+        self.global_until_ms = 0
+        """Until when it need not be read again."""
         self.global_epoch: int | None = None
         """The epoch of all sessions, at most a second old; None when Redis did not know it."""
 
-    async def look(self, user_id: str, part: str, now_ms: int) -> Copy | Ended | None:
-        """The copy of a session, whatever its age; None when there is none that can be judged."""
-        keys = self._keys
-        mine = keys.sessions_of(user_id)
-        commands: list[Command] = [
-            ("HMGET", f"{mine}s:{escape(part)}", "state", "ver", "last", "checked", "facts", "ups"),
-            ("GET", f"{mine}epoch"),
-        ]
-        if now_ms - self._global_read_ms >= GLOBAL_EVERY_MS or self.global_epoch is None:
-            commands.append(("GET", self._global_key))
-        try:
-            replies = await self._store.pipeline(commands)
-        except StoreUnavailable:
-            self._on_loss()
-            raise
-        fields, epoch = replies[0], replies[1]
-        if len(replies) > 2:
-            self._know_global(replies[2], now_ms)
-        if not isinstance(fields, list):
-            raise _refused(fields)
-        state = fields[0]
-        if state is None:
+    def ask(self, place: Place, now_ms: int) -> Awaitable[Reply]:
+        """Ask for the copy of a session; `read` understands it. Once a second everybody's epoch comes along."""
+        asked = self._command("HMGET", place.entry, "live", "facts", "ups")
+        return asked if now_ms < self.global_until_ms else self._with_global(asked, now_ms)
+
+    def read(self, session_id: str, user_id: str, reply: Reply) -> Session | Ended | None:
+        """The session as a copy has it, whatever its age; None when there is none.
+
+        That no copy of a former epoch of its user is there, `revoke_user` sees to: it finds all of them.
+        """
+        if not isinstance(reply, list):
+            raise _refused(reply)
+        live, facts, ups = reply
+        if live is None:
             return None
-        if state != b"a":
+        if live == b"r":
             return Ended.REVOKED
-        if epoch is None:
-            return None
-        if not isinstance(epoch, bytes):
-            raise _refused(epoch)
-        copy = self._copy(fields, 1)
-        facts = copy.facts
-        if facts.epoch < int(epoch) or facts.global_epoch < (self.global_epoch or 0):
-            return Ended.FORMER_EPOCH
-        return copy
+        session = self._session(session_id, user_id, live, facts, ups)
+        return Ended.FORMER_EPOCH if session.facts.global_epoch < (self.global_epoch or 0) else session
 
     async def fill(
         self,
@@ -144,7 +148,7 @@ class Copies:
         checked_ms: int,
         instead_of: tuple[int, bytes] | None = None,
         ended: Sequence[str] = (),
-    ) -> Copy | Ended:
+    ) -> Session | Ended:
         """Store what a row says, unless a tombstone or something newer is there; what is there then.
 
         `instead_of` is the version and the token of a copy that may be replaced although it is newer: the database had
@@ -180,7 +184,9 @@ class Copies:
         fields = _items(reply)
         if fields[0] == b"r":
             return Ended.REVOKED
-        return Ended.FORMER_EPOCH if fields[0] == b"e" else self._copy(fields, 1)
+        if fields[0] == b"e":
+            return Ended.FORMER_EPOCH
+        return self._session(session_id_of(row.user_id, row.part), row.user_id, *fields[1:])
 
     async def touch(self, user_id: str, part: str, now_ms: int) -> bool:
         """Note that a live session was used; whether it is live here."""
@@ -236,10 +242,10 @@ class Copies:
         turn = Turn(_text(what))
         if turn in (Turn.ABSENT, Turn.ENDED):
             return Presented(turn)
-        version, current, previous, rotated, successor_text, last, checked, facts, ups = fields
+        live, current, previous, rotated, successor_text, facts, ups = fields
         return Presented(
             turn,
-            self._copy([version, last, checked, facts, ups], 0),
+            self._session(session_id_of(user_id, part), user_id, live, facts, ups),
             bytes.fromhex(_text(current)),
             bytes.fromhex(_text(previous)),
             int(_text(rotated)),
@@ -260,11 +266,16 @@ class Copies:
         return reply if isinstance(reply, int) else 0
 
     async def revoke_user(
-        self, user_id: str, *, keep: str | None = None, at_least: int = -1, above: bool = False
+        self,
+        user_id: str,
+        which: Which = Which.ALL,
+        *,
+        keep: str | None = None,
+        at_least: int = -1,
     ) -> tuple[int, int]:
-        """Leave tombstones in place of all sessions that have a copy but `keep`, and raise the epoch to `at_least`.
+        """Leave tombstones in place of sessions that have a copy, but of `keep`, and raise the epoch to `at_least`.
 
-        With `above` it is raised above every epoch that is known here. Returns the epoch and how many were live.
+        Returns the epoch and how many were live.
         """
         reply = await self._run(
             self._store.run(
@@ -273,24 +284,13 @@ class Copies:
                 epoch=self._keys.session_epoch(user_id),
                 prefix=f"{self._keys.sessions_of(user_id)}s:",
                 ttl_ms=self._longest_ms,
+                which=which.value,
                 keep="" if keep is None else escape(keep),
                 at_least=at_least,
-                above=int(above),
             )
         )
         epoch, *ended = _items(reply)
         return int(_text(epoch)), len(ended)
-
-    async def raise_epoch(self, user_id: str, epoch: int) -> None:
-        """Make the epoch of a user at least `epoch`."""
-        await self._run(
-            self._store.run(
-                _RAISE,
-                epoch=self._keys.session_epoch(user_id),
-                at_least=epoch,
-                ttl_ms=self._longest_ms,
-            )
-        )
 
     async def shorten(self, user_id: str, part: str) -> None:
         """Keep the tombstone of a session that nobody knows for two minutes only."""
@@ -301,8 +301,7 @@ class Copies:
         reply = await self._run(
             self._store.run(_RAISE, epoch=self._global_key, at_least=epoch, ttl_ms=_GLOBAL_TTL_MS)
         )
-        self.global_epoch = max(self.global_epoch or 0, reply if isinstance(reply, int) else epoch)
-        self._global_read_ms = now_ms
+        self._know_global(reply if isinstance(reply, int) else epoch, now_ms)
 
     async def tell(self, message: str) -> None:
         """Tell whoever listens that sessions have ended."""
@@ -315,32 +314,47 @@ class Copies:
             self._on_loss()
             raise
 
-    def _know_global(self, reply: Reply, now_ms: int) -> None:
-        if reply is None:
+    async def _with_global(self, asked: Awaitable[Reply], now_ms: int) -> Reply:
+        told = self._command("GET", self._global_key)  # leaves with the other one
+        reply, epoch = await asyncio.gather(asked, told)
+        if epoch is None:
             self.global_epoch = None
-        elif isinstance(reply, bytes):
-            self.global_epoch = max(self.global_epoch or 0, int(reply))
-            self._global_read_ms = now_ms
-        else:
-            raise _refused(reply)
+        elif isinstance(epoch, bytes):
+            self._know_global(int(epoch), now_ms)
+        return reply
+
+    def _know_global(self, epoch: int, now_ms: int) -> None:
+        self.global_epoch = max(self.global_epoch or 0, epoch)
+        self.global_until_ms = now_ms + GLOBAL_EVERY_MS
+
+    def _session(self, session_id: str, user_id: str, live: Reply, facts: Reply, ups: Reply) -> Session:
+        """What an entry says."""
+        try:
+            version, last, checked = live.split()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]
+            return Session(
+                session_id,
+                user_id,
+                self._facts(facts),  # pyright: ignore[reportArgumentType]
+                int(version),  # pyright: ignore[reportUnknownArgumentType]
+                int(last),  # pyright: ignore[reportUnknownArgumentType]
+                int(checked),  # pyright: ignore[reportUnknownArgumentType]
+                _decode_step_ups(ups) if ups else (),  # pyright: ignore[reportArgumentType]
+            )
+        except (msgspec.DecodeError, AttributeError, TypeError, ValueError) as error:
+            raise CodecError("the copy of a session can't be read") from error
+
+    def _find_place(self, session_id: str) -> Place | None:
+        ids = split_session_id(session_id)
+        return None if ids is None else Place(*ids, self._keys.session(*ids))
 
     @staticmethod
-    def _copy(fields: Sequence[Reply], start: int) -> Copy:
-        """Version, last use, check, facts and step-ups, from `start` on."""
-        version, last, checked, facts, ups = fields[start : start + 5]
-        try:
-            read = _decode_facts(facts)  # pyright: ignore[reportArgumentType] - what is no bytes is refused below
-            if read.schema == SCHEMA:
-                return Copy(
-                    int(version),  # pyright: ignore[reportArgumentType]
-                    int(last),  # pyright: ignore[reportArgumentType]
-                    int(checked),  # pyright: ignore[reportArgumentType]
-                    read,
-                    _decode_step_ups(ups) if ups else (),  # pyright: ignore[reportArgumentType]
-                )
-        except (msgspec.DecodeError, TypeError, ValueError) as error:
-            raise CodecError("the copy of a session can't be read") from error
-        raise CodecError(f"the copy of a session has schema {read.schema}, which this release does not know")
+    def _read_facts(text: Reply) -> Facts:
+        facts = _decode_facts(text)  # pyright: ignore[reportArgumentType]
+        if facts.schema != SCHEMA:
+            raise CodecError(
+                f"the copy of a session has schema {facts.schema}, which this release does not know"
+            )
+        return facts
 
 
 def _step_ups_text(step_ups: Sequence[StepUp]) -> str:

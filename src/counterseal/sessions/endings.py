@@ -18,6 +18,7 @@ from counterseal.core.codec import JsonValue, to_text
 from counterseal.core.errors import DatabaseUnavailable, StoreError, StoreUnavailable
 from counterseal.database.outbox import OutboxJob, add_job
 from counterseal.sessions.backing import Also, Backing, account_stream
+from counterseal.sessions.copies import Which
 from counterseal.sessions.events import SessionRevoked
 from counterseal.sessions.identity import session_id_of
 from counterseal.sessions.pending import (
@@ -147,13 +148,13 @@ class Endings:
             backing.database_failed()
             if told is None:
                 raise
-            above, ended_here = await backing.copies.revoke_user(user_id, above=True)
+            above, ended_here = await backing.copies.revoke_user(user_id, Which.ABOVE)
             await backing.pending.put(PendingRevocations(user_id, reason, at_ms, epoch=above))
             await self._tell(user_id, None, reason)
             return Revocation(told[1] + ended_here, pending=True)
         if epoch is not None:
             with suppress(StoreUnavailable):  # the outbox has it
-                await backing.copies.revoke_user(user_id, at_least=epoch)
+                await backing.copies.revoke_user(user_id, Which.FORMER, at_least=epoch)
                 if ended:
                     await backing.copies.revoke(user_id, ended)
             backing.wake()
@@ -195,7 +196,7 @@ class Endings:
                 by_user.setdefault(user_id, []).append(part)
             epochs = await epochs_of(connection, list(by_user)) if by_user else {}
         for user_id, parts in by_user.items():
-            await backing.copies.raise_epoch(user_id, epochs.get(user_id, 0))
+            await backing.copies.revoke_user(user_id, Which.FORMER, at_least=epochs.get(user_id, 0))
             await backing.copies.revoke(user_id, parts)
 
     async def relay_tombstones(self, job: OutboxJob) -> None:
@@ -206,7 +207,7 @@ class Endings:
     async def relay_epoch(self, job: OutboxJob) -> None:
         """The job of the outbox that raises a user's epoch and leaves tombstones."""
         told = msgspec.convert(job.payload, _Epoch)
-        await self._backing.copies.raise_epoch(told.user_id, told.epoch)
+        await self._backing.copies.revoke_user(told.user_id, Which.FORMER, at_least=told.epoch)
         if told.parts:
             await self._backing.copies.revoke(told.user_id, told.parts)
 

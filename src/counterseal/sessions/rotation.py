@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.core.errors import DatabaseError, DatabaseUnavailable, StoreUnavailable
 from counterseal.sessions.backing import Also, Backing, account_stream
-from counterseal.sessions.copies import Copy, Ended, Presented, Turn
+from counterseal.sessions.copies import Ended, Presented, Turn
 from counterseal.sessions.endings import Endings
 from counterseal.sessions.events import SessionReuseDetected, SessionRotated
 from counterseal.sessions.lookup import STALE_FOR_MS, Lookup
@@ -133,7 +133,7 @@ class Rotation:
         )
         if answer.turn is Turn.ENDED:
             return None
-        if answer.turn is Turn.ABSENT or answer.copy is None:
+        if answer.turn is Turn.ABSENT or answer.session is None:
             row = await self._read(presented, now_ms)
             return await self._repaired(row, now_ms, None)
         if answer.turn is Turn.MISMATCH:
@@ -144,10 +144,10 @@ class Rotation:
                 # It was replaced without being presented, after a log-in: its successor is not for whoever has it.
                 return await self._mismatch(presented, answer, now_ms)
             successor = known
-        return await self._confirm(presented, successor, answer, answer.copy)
+        return await self._confirm(presented, successor, answer, answer.session)
 
     async def _confirm(
-        self, presented: RefreshToken, successor: RefreshToken, answer: Presented, copy: Copy
+        self, presented: RefreshToken, successor: RefreshToken, answer: Presented, session: Session
     ) -> Rotated | _Again | None:
         """Have the database say the same, whoever of those who got this successor comes first."""
         backing = self._backing
@@ -159,14 +159,14 @@ class Rotation:
                 row = await self._confirmed(presented, successor, answer)
         except DatabaseUnavailable:
             backing.database_failed()
-            return await self._without_record(presented, successor, answer, copy)
+            return await self._without_record(presented, successor, answer, session)
         now_ms = backing.now_ms()
         if row is None or row.has_ended(now_ms):
             await backing.copies.revoke(presented.user_id, [presented.part])
             return None
         if row.token_hash != successor.hash:
-            return await self._repaired(row, now_ms, (copy.version, answer.current))
-        return self._rotated(_session(presented, copy), successor, first=answer.turn is Turn.ROTATED)
+            return await self._repaired(row, now_ms, (session.version, answer.current))
+        return self._rotated(session, successor, first=answer.turn is Turn.ROTATED)
 
     async def _confirmed(
         self, presented: RefreshToken, successor: RefreshToken, answer: Presented
@@ -188,10 +188,10 @@ class Rotation:
             return await read_row(connection, user_id, part, now_ms=self._backing.now_ms())
 
     async def _without_record(
-        self, presented: RefreshToken, successor: RefreshToken, answer: Presented, copy: Copy
+        self, presented: RefreshToken, successor: RefreshToken, answer: Presented, session: Session
     ) -> Rotated:
         """The database is down: Redis decides for a while, and the database is told later."""
-        if self._backing.now_ms() - copy.checked_ms > STALE_FOR_MS:
+        if self._backing.now_ms() - session.checked_ms > STALE_FOR_MS:
             raise DatabaseUnavailable(
                 "the database can't be reached, and the session was checked too long ago"
             )
@@ -200,14 +200,14 @@ class Rotation:
             PendingRotation(
                 presented.user_id,
                 presented.part,
-                copy.version,
+                session.version,
                 presented.hash,
                 successor.hash,
                 answer.successor,
                 answer.rotated_ms,
             )
         )
-        return self._rotated(_session(presented, copy), successor, first=answer.turn is Turn.ROTATED)
+        return self._rotated(session, successor, first=answer.turn is Turn.ROTATED)
 
     async def _mismatch(
         self, presented: RefreshToken, answer: Presented, now_ms: int
@@ -220,8 +220,8 @@ class Rotation:
         if row is None or row.has_ended(now_ms):
             await self._backing.copies.revoke(presented.user_id, [presented.part])
             return None
-        if row.token_hash not in (answer.current, b"") and answer.copy is not None:
-            return await self._repaired(row, now_ms, (answer.copy.version, answer.current))
+        if row.token_hash not in (answer.current, b"") and answer.session is not None:
+            return await self._repaired(row, now_ms, (answer.session.version, answer.current))
         return await self._refuse(presented, now_ms)
 
     async def _repaired(
@@ -347,15 +347,3 @@ class Rotation:
         if first:
             self._backing.emit(SessionRotated(session.session_id, session.user_id))
         return Rotated(session, self._backing.tokens(session, refresh))
-
-
-def _session(presented: RefreshToken, copy: Copy) -> Session:
-    return Session(
-        presented.session_id,
-        presented.user_id,
-        copy.facts,
-        copy.version,
-        copy.last_used_ms,
-        copy.checked_ms,
-        copy.step_ups,
-    )

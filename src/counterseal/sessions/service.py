@@ -179,10 +179,7 @@ class Sessions:
         told: at most two round trips. Without Redis the database answers; without the database a copy that was checked
         within 5 minutes, unless `fresh`. An id authenticates nobody: that is for `authenticate`.
         """
-        ids = split_session_id(session_id)
-        if ids is None:
-            return None
-        return await self._lookup.find(session_id, ids[0], ids[1], fresh=fresh)
+        return await self._lookup.find(session_id, fresh=fresh)
 
     async def authenticate(self, access_token: str, *, fresh: bool = False) -> Session | None:
         """The live session that an access token is for; None for a token that is not good, whyever. Costs as `get`."""

@@ -2,8 +2,8 @@
 -- keys: entry index epoch
 -- args: part now_ms version user_epoch session_epoch facts last_ms checked_ms cur prev rotated_ms successor step_ups
 --   ttl_ms instead_of ended_ttl_ms prefix ended...
--- returns: state (a: live, r: revoked, e: of a former epoch) and, of a live one, version, last, checked, facts and
---   step_ups as they are stored now; `instead_of` is the version and token that may be replaced although they are newer
+-- returns: state (a: live, r: revoked, e: of a former epoch) and, of a live one, live, facts and step_ups as they are
+--   stored now; `instead_of` is the version and token that may be replaced although they are newer
 -- ttl: entry by ttl_ms, or what it had; index and epoch as long as any entry; a tombstone as its entry, or ended_ttl_ms
 local entry, index, epoch = KEYS[1], KEYS[2], KEYS[3]
 local part, now, version = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -23,10 +23,10 @@ end
 
 for i = 18, #ARGV do
   local other = prefix .. ARGV[i]
-  if redis.call('HGET', other, 'state') ~= 'r' then
+  if redis.call('HGET', other, 'live') ~= 'r' then
     local left = redis.call('PTTL', other)
     redis.call('DEL', other)
-    redis.call('HSET', other, 'state', 'r')
+    redis.call('HSET', other, 'live', 'r')
     redis.call('PEXPIRE', other, left > 0 and left or ended_ttl)
   end
   redis.call('ZREM', index, ARGV[i])
@@ -39,27 +39,27 @@ if user_epoch > stored_epoch then
 end
 keep_for(epoch, ttl)
 
-local state, stored, cur = unpack(redis.call('HMGET', entry, 'state', 'ver', 'cur'))
-if state == 'r' then
+local live, cur = unpack(redis.call('HMGET', entry, 'live', 'cur'))
+if live == 'r' then
   return { 'r' }
 end
 if session_epoch < stored_epoch then
   return { 'e' }
 end
-if not state or version > tonumber(stored) or (instead_of ~= '' and instead_of == stored .. ' ' .. cur) then
-  if state then
-    last = math.max(last, tonumber(redis.call('HGET', entry, 'last')))
-    redis.call('DEL', entry)
-  end
-  redis.call('HSET', entry, 'state', 'a', 'ver', ARGV[3], 'facts', ARGV[6], 'last', whole(last), 'checked', ARGV[8],
+local stored, stored_last, stored_checked = string.match(live or '', '^(%d+) (%d+) (%d+)$')
+if stored then
+  last = math.max(last, tonumber(stored_last))
+end
+if not stored or version > tonumber(stored) or (instead_of ~= '' and instead_of == stored .. ' ' .. cur) then
+  redis.call('DEL', entry)
+  redis.call('HSET', entry, 'live', ARGV[3] .. ' ' .. whole(last) .. ' ' .. ARGV[8], 'facts', ARGV[6],
     'cur', ARGV[9], 'prev', ARGV[10], 'rotated', ARGV[11], 'succ', ARGV[12], 'ups', ARGV[13])
   redis.call('PEXPIRE', entry, ARGV[14])
 elseif version == tonumber(stored) then
-  last = math.max(last, tonumber(redis.call('HGET', entry, 'last')))
-  checked = math.max(checked, tonumber(redis.call('HGET', entry, 'checked')))
-  redis.call('HSET', entry, 'last', whole(last), 'checked', whole(checked), 'ups', ARGV[13])
+  checked = math.max(checked, tonumber(stored_checked))
+  redis.call('HSET', entry, 'live', stored .. ' ' .. whole(last) .. ' ' .. whole(checked), 'ups', ARGV[13])
 end
 redis.call('ZREMRANGEBYSCORE', index, '-inf', whole(now - tonumber(ended_ttl)))
 redis.call('ZADD', index, whole(last), part)
 keep_for(index, ttl)
-return { 'a', unpack(redis.call('HMGET', entry, 'ver', 'last', 'checked', 'facts', 'ups')) }
+return { 'a', unpack(redis.call('HMGET', entry, 'live', 'facts', 'ups')) }

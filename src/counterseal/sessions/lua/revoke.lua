@@ -6,13 +6,13 @@
 local ended = 0
 for i = 3, #ARGV do
   local entry = ARGV[1] .. ARGV[i]
-  local state = redis.call('HGET', entry, 'state')
-  if state ~= 'r' then
+  local live = redis.call('HGET', entry, 'live')
+  if live ~= 'r' then
     local left = redis.call('PTTL', entry)
     redis.call('DEL', entry)
-    redis.call('HSET', entry, 'state', 'r')
+    redis.call('HSET', entry, 'live', 'r')
     redis.call('PEXPIRE', entry, left > 0 and left or ARGV[2])
-    ended = ended + (state and 1 or 0)
+    ended = ended + (live and 1 or 0)
   end
   redis.call('ZREM', KEYS[1], ARGV[i])
 end

@@ -1,25 +1,25 @@
 -- rotate: replaces the refresh token of a live session, or tells who came late what replaced theirs
 -- keys: entry index epoch
 -- args: part now_ms presented next successor grace_ms global_epoch
--- returns: what (absent, ended, rotated, grace, mismatch), then version, cur, prev, rotated, successor, last, checked,
---   facts, step_ups as they are stored now; nothing more of what is absent or ended
+-- returns: what (absent, ended, rotated, grace, mismatch), then live, cur, prev, rotated, successor, facts, step_ups as
+--   they are stored now; nothing more of what is absent or ended
 -- ttl: none is changed
 local entry = KEYS[1]
 local part, now, presented = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local fields = { 'ver', 'cur', 'prev', 'rotated', 'succ', 'last', 'checked', 'facts', 'ups' }
 
-local state, cur, prev, rotated, last, facts =
-  unpack(redis.call('HMGET', entry, 'state', 'cur', 'prev', 'rotated', 'last', 'facts'))
-if not state then
+local live, cur, prev, rotated, facts =
+  unpack(redis.call('HMGET', entry, 'live', 'cur', 'prev', 'rotated', 'facts'))
+if not live then
   return { 'absent' }
 end
-if state ~= 'a' then
+if live == 'r' then
   return { 'ended' }
 end
 local epoch = redis.call('GET', KEYS[3])
 if not epoch then
   return { 'absent' }
 end
+local version, last, checked = string.match(live, '^(%d+) (%d+) (%d+)$')
 facts, last, rotated = cjson.decode(facts), tonumber(last), tonumber(rotated)
 -- Another process' clock may have been ahead.
 now = math.max(now, last, rotated)
@@ -32,10 +32,11 @@ local what = 'mismatch'
 if presented == cur then
   what = 'rotated'
   now = string.format('%.0f', now)
-  redis.call('HSET', entry, 'cur', ARGV[4], 'prev', cur, 'rotated', now, 'succ', ARGV[5], 'last', now)
-  redis.call('HINCRBY', entry, 'ver', 1)
+  version = string.format('%.0f', tonumber(version) + 1)
+  redis.call('HSET', entry, 'live', version .. ' ' .. now .. ' ' .. checked, 'cur', ARGV[4], 'prev', cur,
+    'rotated', now, 'succ', ARGV[5])
   redis.call('ZADD', KEYS[2], 'XX', now, part)
 elseif presented == prev and now - rotated <= tonumber(ARGV[6]) then
   what = 'grace'
 end
-return { what, unpack(redis.call('HMGET', entry, unpack(fields))) }
+return { what, unpack(redis.call('HMGET', entry, 'live', 'cur', 'prev', 'rotated', 'succ', 'facts', 'ups')) }

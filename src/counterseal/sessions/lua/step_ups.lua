@@ -3,7 +3,8 @@
 -- args: step_ups
 -- returns: 1, or 0 when it is not live here
 -- ttl: none is changed
-if redis.call('HGET', KEYS[1], 'state') ~= 'a' then
+local live = redis.call('HGET', KEYS[1], 'live')
+if not live or live == 'r' then
   return 0
 end
 redis.call('HSET', KEYS[1], 'ups', ARGV[1])
