@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from counterseal.core.codec import JsonValue
 from counterseal.core.errors import (
     ConfigurationError,
-    Conflict,
     DatabaseUnavailable,
     SessionExists,
     StoreUnavailable,
@@ -178,10 +177,8 @@ class Creation:
             user_epoch=epoch,
             current_global_epoch=global_epoch,
         )
-        try:
-            await insert_row(connection, row)
-        except Conflict as taken:
-            raise SessionExists("a session with this id exists, or existed") from taken
+        if not await insert_row(connection, row):
+            raise SessionExists("a session with this id exists, or existed")
         await backing.audit(
             connection,
             stream=account_stream(login.user_id),

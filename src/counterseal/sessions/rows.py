@@ -11,7 +11,6 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
-    insert,
     or_,
     select,
     update,
@@ -182,11 +181,13 @@ async def read_devices(connection: AsyncConnection, user_id: str) -> list[tuple[
     return [(record.user_agent, record.ip) for record in found]
 
 
-async def insert_row(connection: AsyncConnection, row: Row) -> None:
-    """Add a session. Raises `Conflict` when the part is taken."""
+async def insert_row(connection: AsyncConnection, row: Row) -> bool:
+    """Add a session; whether it was: the part may be taken."""
     facts = row.facts
-    await connection.execute(
-        insert(user_sessions).values(
+    make = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
+    inserted = await connection.execute(
+        make(user_sessions)
+        .values(
             user_id=row.user_id,
             session_id=row.part,
             profile=facts.profile.value,
@@ -204,7 +205,9 @@ async def insert_row(connection: AsyncConnection, row: Row) -> None:
             ip=facts.ip,
             device_label=facts.device,
         )
+        .on_conflict_do_nothing(index_elements=[_s.user_id, _s.session_id])
     )
+    return inserted.rowcount == 1
 
 
 async def end_rows(
