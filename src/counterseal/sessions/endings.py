@@ -30,6 +30,7 @@ from counterseal.sessions.rows import (
     catch_up_token,
     end_rows,
     epochs_of,
+    has_row,
     raise_epoch,
     raise_everybody,
     revoked_since,
@@ -74,6 +75,7 @@ class Endings:
                 ended = await self._end(connection, user_id, reason, at_ms, parts=[part])
                 if ended and had_copy is None:
                     await self._leave_tombstones(connection, user_id, ended)
+                is_stranger = had_copy == 0 and not ended and not await has_row(connection, user_id, part)
         except DatabaseUnavailable:
             backing.database_failed()
             if had_copy is None:
@@ -81,7 +83,7 @@ class Endings:
             await backing.pending.put(PendingRevocation(user_id, part, reason, at_ms))
             await self._tell(user_id, [part], reason)
             return Revocation(had_copy, pending=True)
-        if not ended and not had_copy and had_copy is not None:
+        if is_stranger:
             await self._forget_stranger(user_id, part)
         await self._tell(user_id, ended, reason)
         return Revocation(len(ended))

@@ -91,6 +91,11 @@ async def read_row(
     return _row(found, await read_step_ups(connection, user_id, part, now_ms=now_ms))
 
 
+async def has_row(connection: AsyncConnection, user_id: str, part: str) -> bool:
+    """Whether a session is on record, ended or not."""
+    return (await connection.execute(select(_s.state).where(_is(user_id, part)))).first() is not None
+
+
 async def read_step_ups(
     connection: AsyncConnection, user_id: str, part: str, *, now_ms: int
 ) -> tuple[StepUp, ...]:
