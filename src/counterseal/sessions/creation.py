@@ -209,6 +209,7 @@ class Creation:
                 if copy is Ended.FORMER_EPOCH:
                     return None
                 if copy is Ended.REVOKED:
+                    await self._endings.revoke(row.user_id, row.part, Reason.USER)
                     raise SessionExists("a session with this id existed")
         if made.evicted:
             await self._endings.after(row.user_id, made.evicted, Reason.EVICTED)
