@@ -38,7 +38,7 @@ from counterseal.sessions.endings import (
     Endings,
 )
 from counterseal.sessions.expiry import Expiry
-from counterseal.sessions.identity import session_id_of, split_session_id
+from counterseal.sessions.identity import is_identifier, session_id_of, split_session_id
 from counterseal.sessions.lifetime import longest_ms
 from counterseal.sessions.lookup import Lookup
 from counterseal.sessions.outage import Outage
@@ -256,6 +256,8 @@ class Sessions:
         `also` writes in the same transaction, and then needs the database. One transaction and at most four round
         trips. Raises as `revoke`.
         """
+        if not is_identifier(user_id):
+            return Revocation(0)
         return await self._endings.revoke_all(user_id, Reason(reason), also)
 
     async def revoke_everybody(self) -> None:
@@ -267,6 +269,8 @@ class Sessions:
 
         `current` is the id of the one that asks.
         """
+        if not is_identifier(user_id):
+            return ()
         backing = self._backing
         now_ms = backing.now_ms()
         try:
@@ -308,8 +312,9 @@ class Sessions:
     ) -> StepUp | None:
         """Note that a second factor was shown just now in a session; None when the session has ended.
 
-        `request_id` is the request that it was shown for; without it, it authorises no signature. `within` is the
-        caller's transaction, else there is one of its own and one round trip.
+        `request_id` is the request that it was shown for, text of 1 to 128 bytes; without it, it authorises no
+        signature. `within` is the caller's transaction, else there is one of its own and one round trip. Raises
+        `ConfigurationError` for a request or a method that can't be one.
         """
         ids = split_session_id(session_id)
         if ids is None:

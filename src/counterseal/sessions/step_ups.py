@@ -13,6 +13,7 @@ from counterseal.core.errors import ConfigurationError, StoreUnavailable
 from counterseal.core.tokens import uuid7
 from counterseal.database.tables import session_step_ups
 from counterseal.sessions.backing import Backing
+from counterseal.sessions.identity import checked_identifier, is_identifier
 from counterseal.sessions.rows import STEP_UP_MS, milliseconds, read_row, read_step_ups
 from counterseal.sessions.session import Context, StepUp, instant
 
@@ -31,6 +32,8 @@ class StepUps:
         self, connection: AsyncConnection, user_id: str, part: str, step_up: StepUp
     ) -> StepUp | None:
         """Write that a second factor was shown, in the caller's transaction; None when the session is not live."""
+        if step_up.request_id is not None:
+            checked_identifier("request_id", step_up.request_id)
         if step_up.method not in METHODS:
             raise ConfigurationError(
                 f"method: expected one of {', '.join(METHODS)}; came: {step_up.method!r}"
@@ -68,7 +71,7 @@ class StepUps:
         One for no request is good for no request; one for a request is good for that one alone. For signing a request
         has to be named. Of two who ask at once for the same, one gets it.
         """
-        if context is not Context.LOGIN and request_id is None:
+        if not is_identifier(request_id) and (request_id is not None or context is not Context.LOGIN):
             return None
         now_ms = self._backing.now_ms()
         row = await read_row(connection, user_id, part, now_ms=now_ms, lock=True)
