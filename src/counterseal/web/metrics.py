@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -14,10 +15,13 @@ from starlette.responses import Response
 
 from counterseal.app import Counterseal
 from counterseal.core.errors import CountersealError
+from counterseal.database.outbox import Backlog, Outbox
 from counterseal.jobs.job import JobStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_BACKLOG_FRESH_S = 5.0
+_BACKLOG_TIMEOUT_S = 1.0
 _STORE_COUNTS = {
     "commands": "Commands sent to Redis.",
     "batches": "Writes to Redis; commands of one turn of the event loop share one.",
@@ -153,16 +157,59 @@ class ServiceMetrics(Collector):
         yield by_state
 
 
+class OutboxMetrics(Collector):
+    """What waits in the outbox, as the database told at most 5 s ago; nothing while it does not answer."""
+
+    def __init__(self, outbox: Outbox, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._outbox = outbox
+        self._clock = clock
+        self._read_at: float | None = None
+        self._backlog: Backlog | None = None
+
+    async def read(self) -> None:
+        """Ask the database when what is known is old, for at most a second. Raises nothing."""
+        now = self._clock()
+        if self._read_at is not None and now - self._read_at < _BACKLOG_FRESH_S:
+            return
+        self._read_at = now
+        try:
+            async with asyncio.timeout(_BACKLOG_TIMEOUT_S):
+                self._backlog = await self._outbox.backlog()
+        except (CountersealError, TimeoutError):
+            self._backlog = None
+
+    def collect(self) -> Iterator[Metric]:
+        jobs = GaugeMetricFamily(
+            "counterseal_outbox_jobs",
+            "Jobs of the outbox: pending, those among them that nobody handles here (unknown), and given up (dead).",
+            labels=("state",),
+        )
+        age = GaugeMetricFamily(
+            "counterseal_outbox_oldest_seconds",
+            "How long the job of the outbox that waits longest has been due; 0 when none is.",
+        )
+        backlog = self._backlog
+        if backlog is not None:
+            jobs.add_metric(("pending",), backlog.pending)
+            jobs.add_metric(("unknown",), backlog.unknown)
+            jobs.add_metric(("dead",), backlog.dead)
+            age.add_metric((), backlog.oldest_age.total_seconds() if backlog.oldest_age else 0)
+        yield from (jobs, age)
+
+
 def install_metrics(app: FastAPI, seal: Counterseal, registry: CollectorRegistry) -> None:
     """Add `/metrics`."""
     services = ServiceMetrics(seal)
+    outbox = OutboxMetrics(seal.outbox)
     registry.register(services)
+    registry.register(outbox)
     reading = asyncio.Lock()
 
     @app.get("/metrics", response_class=Response, include_in_schema=False)
     async def metrics() -> Response:
-        """Always 200: what Redis can't tell is left out, and `counterseal_store_available` says why."""
+        """Always 200: what Redis or the database can't tell is left out; `counterseal_store_available` is of Redis."""
         async with reading:
+            await outbox.read()
             try:
                 services.jobs = await seal.jobs.stats()
             except CountersealError:
