@@ -7,6 +7,9 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from counterseal.accounts.attempts import Attempts
+from counterseal.accounts.policies import COUNTED_ELSEWHERE, POLICIES
+from counterseal.accounts.service import Accounts
 from counterseal.analytics.service import Analytics
 from counterseal.audit.service import Audit
 from counterseal.cache.kind import Kind, configured
@@ -74,8 +77,15 @@ class Counterseal:
             ttls=settings.cache_ttl,
             near_bytes=settings.cache.near_bytes,
         )
+        attempts = Attempts(database, now_ms=store.now_ms, policies=COUNTED_ELSEWHERE)
+        own = tuple(limits)
+        names = {policy.name for policy in own}
         self.rate_limits = RateLimits(
-            store, keys=keys, policies=limits, elsewhere=elsewhere, processes=settings.processes
+            store,
+            keys=keys,
+            policies=(*(policy for policy in POLICIES if policy.name not in names), *own),
+            elsewhere={**dict.fromkeys(COUNTED_ELSEWHERE.keys() - names, attempts), **(elsewhere or {})},
+            processes=settings.processes,
         )
         self.events = Events(listeners or {})
         self.audit = Audit(database, now_ms=store.now_ms)
@@ -90,6 +100,16 @@ class Counterseal:
             wake=self._wake,
         )
         self.outbox = Outbox(database, now_ms=store.now_ms, handlers=self.sessions.handlers)
+        self.accounts = Accounts(
+            database,
+            sessions=self.sessions,
+            rate_limits=self.rate_limits,
+            keyring=keyring,
+            audit=self.audit,
+            events=self.events,
+            cache=self.cache,
+            now_ms=store.now_ms,
+        )
         self.jobs = Jobs(self.store, keys=keys)
         self.analytics = Analytics(self.store, keys=keys)
         self.health = Health(self.store, probes=self._probes(), settings=settings)

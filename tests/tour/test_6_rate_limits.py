@@ -44,12 +44,17 @@ async def test_limits_change_without_a_deploy(seal: Counterseal) -> None:
     assert (await seal.rate_limits.api.limit("203.0.113.9")).reason is Reason.DENIED
 
 
-async def test_without_redis_the_api_goes_on_and_log_in_does_not(seal: Counterseal, valkey: Server) -> None:
+async def test_without_redis_a_process_counts_for_itself_and_log_ins_are_counted_in_the_database(
+    seal: Counterseal, valkey: Server
+) -> None:
     await seal.rate_limits.api.limit("ada")
     valkey.kill()
 
     api = await seal.rate_limits.api.limit("ada")
-    auth = await seal.rate_limits.auth.limit("ada")
+    log_ins = [await seal.rate_limits.auth.limit("ada") for _ in range(11)]
+    await seal.database.close()
+    unknown = await seal.rate_limits.auth.limit("grace")
 
     assert (api.success, api.degraded) == (True, True)
-    assert (auth.success, auth.reason) == (False, Reason.UNAVAILABLE)
+    assert [log_in.success for log_in in log_ins] == [True] * 10 + [False]
+    assert (unknown.success, unknown.reason) == (False, Reason.UNAVAILABLE)
