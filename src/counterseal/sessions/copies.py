@@ -96,6 +96,11 @@ class Presented:
     rotated_ms: int = 0
     successor: bytes = b""
 
+    @property
+    def last_used_ms(self) -> int:
+        """When it was used last, by Redis; 0 when that does not know."""
+        return 0 if self.session is None else self.session.last_used_ms
+
 
 class Copies:
     """Reads and writes them. Raises `StoreUnavailable` when Redis does not answer; `on_loss` is called then.

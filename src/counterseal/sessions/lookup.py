@@ -93,9 +93,9 @@ class Lookup:
         if row is not None and backing.pending.has_ended(user_id, part, row.facts.created_ms):
             return None
         try:
-            return await self._stored(place, row, now_ms, has_copy=copy is not None)
+            return await self._stored(place, row, now_ms, copy)
         except StoreUnavailable as unavailable:
-            return self._judged(row, now_ms, unavailable)
+            return self._judged(row, now_ms, unavailable, copy)
 
     async def _read(self, place: Place, now_ms: int) -> Row | None:
         backing = self._backing
@@ -115,10 +115,12 @@ class Lookup:
                 await self._copies.raise_global(epoch, now_ms)
         return row
 
-    def _judged(self, row: Row | None, now_ms: int, unavailable: StoreUnavailable) -> Session | None:
-        """By the database alone."""
+    def _judged(
+        self, row: Row | None, now_ms: int, unavailable: StoreUnavailable, copy: Session | None = None
+    ) -> Session | None:
+        """By the database alone, save for a use that it may not have been told of."""
         backing = self._backing
-        if row is None or row.has_ended(now_ms):
+        if row is None or row.has_ended(now_ms, used_ms=_last_use(copy)):
             return None
         if backing.pending.has_ended(row.user_id, row.part, row.facts.created_ms):
             return None
@@ -128,9 +130,12 @@ class Lookup:
         self._uses.note(row.user_id, row.part, now_ms, before_ms=row.last_used_ms)
         return row.session(last_used_ms=now_ms, checked_ms=now_ms)
 
-    async def _stored(self, place: Place, row: Row | None, now_ms: int, *, has_copy: bool) -> Session | None:
-        if row is None or row.has_ended(now_ms):
-            if has_copy:
+    async def _stored(
+        self, place: Place, row: Row | None, now_ms: int, copy: Session | None
+    ) -> Session | None:
+        # Uses are written to the database a while later, and may be lost on the way; Redis has the last one.
+        if row is None or row.has_ended(now_ms, used_ms=_last_use(copy)):
+            if copy is not None:
                 await self._copies.revoke(place.user_id, [place.part])
             return None
         filled = await self._copies.fill(row, now_ms=now_ms, last_used_ms=now_ms, checked_ms=now_ms)
@@ -148,3 +153,7 @@ class Lookup:
             except StoreUnavailable:
                 pass
         return session
+
+
+def _last_use(copy: Session | None) -> int:
+    return 0 if copy is None else copy.last_used_ms

@@ -135,7 +135,7 @@ class Rotation:
             return None
         if answer.turn is Turn.ABSENT or answer.session is None:
             row = await self._read(presented, now_ms)
-            return await self._repaired(row, now_ms, None)
+            return await self._repaired(row, now_ms, answer)
         if answer.turn is Turn.MISMATCH:
             return await self._mismatch(presented, answer, now_ms)
         if answer.turn is Turn.GRACE:
@@ -161,11 +161,11 @@ class Rotation:
             backing.database_failed()
             return await self._without_record(presented, successor, answer, session)
         now_ms = backing.now_ms()
-        if row is None or row.has_ended(now_ms):
+        if row is None or row.has_ended(now_ms, used_ms=session.last_used_ms):
             await backing.copies.revoke(presented.user_id, [presented.part])
             return None
         if row.token_hash != successor.hash:
-            return await self._repaired(row, now_ms, (session.version, answer.current))
+            return await self._repaired(row, now_ms, answer)
         return self._rotated(session, successor, first=answer.turn is Turn.ROTATED)
 
     async def _confirmed(
@@ -217,19 +217,18 @@ class Rotation:
             return None
         await self._backing.pending.settle()
         row = await self._read(presented, now_ms)
-        if row is None or row.has_ended(now_ms):
+        if row is None or row.has_ended(now_ms, used_ms=answer.last_used_ms):
             await self._backing.copies.revoke(presented.user_id, [presented.part])
             return None
         if row.token_hash not in (answer.current, b"") and answer.session is not None:
-            return await self._repaired(row, now_ms, (answer.session.version, answer.current))
+            return await self._repaired(row, now_ms, answer)
         return await self._refuse(presented, now_ms)
 
-    async def _repaired(
-        self, row: Row | None, now_ms: int, instead_of: tuple[int, bytes] | None
-    ) -> _Again | None:
+    async def _repaired(self, row: Row | None, now_ms: int, answer: Presented) -> _Again | None:
         """Make Redis say what the database says, unless somebody was quicker; then it is asked again."""
-        if row is None or row.has_ended(now_ms):
+        if row is None or row.has_ended(now_ms, used_ms=answer.last_used_ms):
             return None
+        instead_of = None if answer.session is None else (answer.session.version, answer.current)
         filled = await self._backing.copies.fill(
             row, now_ms=now_ms, last_used_ms=0, checked_ms=now_ms, instead_of=instead_of
         )

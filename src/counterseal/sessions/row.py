@@ -26,8 +26,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     current_global_epoch: int
     step_ups: tuple[StepUp, ...] = ()
 
-    def has_ended(self, now_ms: int) -> bool:
-        """Whether it is over, for whatever reason."""
+    def has_ended(self, now_ms: int, *, used_ms: int = 0) -> bool:
+        """Whether it is over, for whatever reason. `used_ms` is when Redis says that it was used last."""
         facts = self.facts
         return (
             self.revoked
@@ -35,7 +35,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             or facts.epoch < self.user_epoch
             or facts.global_epoch < self.current_global_epoch
             or now_ms >= facts.absolute_ms
-            or now_ms >= self.last_used_ms + facts.idle_ms
+            or now_ms >= max(self.last_used_ms, used_ms) + facts.idle_ms
         )
 
     def session(self, *, last_used_ms: int, checked_ms: int) -> Session:
