@@ -40,10 +40,10 @@ class Lifetime:
 
 
 def lifetime(asked: Profile, settings: SessionSettings, policy: DomainPolicy | None) -> Lifetime:
-    """What holds for a new session. `remember` is `standard` where the settings do not allow it."""
+    """What holds for a new session. `remember` is `standard` where the settings or the domain do not allow it."""
     policy = policy or DomainPolicy()
-    profile = policy.profile if policy.profile is Profile.AAL2 else asked
-    if profile is Profile.REMEMBER and not settings.remember:
+    profile = Profile.AAL2 if policy.profile is Profile.AAL2 else asked
+    if profile is Profile.REMEMBER and (policy.profile is not None or not settings.remember):
         profile = Profile.STANDARD
     absolute, idle = settings.absolute, settings.idle
     if profile is Profile.REMEMBER:
