@@ -144,7 +144,7 @@ def test_a_data_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not Path("/proc/self").is_dir(), reason="there is no folder here that nobody can write to"
 )
-@pytest.mark.parametrize("command", ["serve --port 0", "doctor"])
+@pytest.mark.parametrize("command", ["serve --port 0", "doctor", "migrate"])
 def test_a_data_folder_that_cannot_be_written_is_one_sentence(command: str, tmp_path: Path) -> None:
     # Not even root can write here.
     ended = run_program(*command.split(), "--data-dir", "/proc/counterseal", folder=tmp_path)
@@ -164,7 +164,7 @@ def test_a_mistyped_command_line_is_one_sentence(arguments: list[str], words: st
     assert len(refused(run_program(*arguments, folder=tmp_path), words, "--help")) == 1
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["doctor", "--help"], ["-h"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["doctor", "--help"], ["migrate", "--help"], ["-h"]])
 def test_help_says_what_the_exit_codes_or_the_options_mean(arguments: list[str], tmp_path: Path) -> None:
     ended = run_program(*arguments, folder=tmp_path)
     assert ended.returncode == 0

@@ -87,6 +87,7 @@ def _program() -> typer.Typer:
     program.callback()(_options)
     program.command()(serve)
     program.command()(doctor)
+    program.command()(migrate)
     return program
 
 
@@ -142,6 +143,25 @@ def doctor(
     from counterseal.cli.doctor import run_doctor
 
     raise typer.Exit(run_doctor(settings, as_json=as_json))
+
+
+def migrate(data_dir: DataDir = None) -> None:
+    """Bring the tables of the database to those of this release: PostgreSQL, or SQLite in the data folder.
+
+    It prints from which revision to which. It may be run again, and by several processes at once: they wait for each
+    other, and it happens whole or not at all. Back the database up first; a newer release's tables are left alone.
+
+    `serve` does the same for SQLite by itself, and does not start on a PostgreSQL that needs this.
+
+    Exit code 0: the tables are those of this release. 2: they are as they were, and one sentence on stderr says why.
+    """
+    from counterseal.core.settings import Settings
+
+    settings = Settings.load(data_dir=data_dir)
+
+    from counterseal.cli.migrating import run_migrate
+
+    run_migrate(settings)
 
 
 def _complain(sentence: str) -> None:

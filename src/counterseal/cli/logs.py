@@ -18,7 +18,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from counterseal.core.settings import Environment, Settings, split_url
 
-_QUIET = ("uvicorn", "uvicorn.error", "asyncio", "httpx", "httpcore", "aiosqlite")
+_QUIET = ("uvicorn", "uvicorn.error", "asyncio", "httpx", "httpcore", "aiosqlite", "alembic")
 """Loggers of libraries that are heard from `warning` on."""
 _SHORTEST = 4
 """A shorter secret is no secret, and hiding it would tear holes into every line."""

@@ -10,12 +10,12 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeEngine
 
-from counterseal.core.codec import from_text, to_text
+from counterseal.core.codec import JsonValue, from_text, to_text
 
 Bytes: Final = LargeBinary
 BigInt: Final = BigInteger().with_variant(Integer(), "sqlite")  # SQLite numbers rows only for this very type
 
-__all__ = ["BigInt", "Bytes", "Json", "Ts", "Uuid"]
+__all__ = ["BigInt", "Bytes", "Json", "Ts", "Uuid", "json_text", "json_value"]
 
 
 class Ts(TypeDecorator[datetime]):
@@ -53,8 +53,7 @@ class Ts(TypeDecorator[datetime]):
 class Json(TypeDecorator[Any]):
     """A JSON value, exact: what comes back equals what was given. `None` is SQL's NULL.
 
-    PostgreSQL keeps it as `jsonb`, SQLite as text; `engine.py` hands the text through to either. Raises `CodecError`
-    for a value that is not JSON.
+    PostgreSQL keeps it as `jsonb`, SQLite as text. Raises `CodecError` for a value that is not JSON.
     """
 
     impl = JSONB(none_as_null=True)
@@ -63,8 +62,18 @@ class Json(TypeDecorator[Any]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return dialect.type_descriptor(Text() if dialect.name == "sqlite" else JSONB(none_as_null=True))
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        return None if value is None else to_text(value).decode()
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return json_text(value) if dialect.name == "sqlite" and value is not None else value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
-        return None if value is None else from_text(str(value).encode(), key="")
+        return json_value(value) if dialect.name == "sqlite" and value is not None else value
+
+
+def json_text(value: object) -> str:
+    """What is kept of a JSON value. Raises `CodecError` for what is none."""
+    return to_text(value).decode()
+
+
+def json_value(text: str) -> JsonValue:
+    """The value of a text that was kept. Raises `CodecError` for what is none."""
+    return from_text(text.encode(), key="")

@@ -29,17 +29,36 @@ DRIVER_ERRORS: Final = (
     OSError,
 )
 
-_REFUSALS: Final = (
-    asyncpg.InvalidAuthorizationSpecificationError,  # also a wrong password
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.ClientConfigurationError,
-)
+_UNREACHABLE: Final = "the database can't be reached"
 _BUSY: Final = (
     asyncpg.InsufficientResourcesError,  # also too many connections
     asyncpg.OperatorInterventionError,  # it starts, ends, or somebody cancelled the statement
     asyncpg.TransactionRollbackError,  # a deadlock
     asyncpg.LockNotAvailableError,
     asyncpg.ReadOnlySQLTransactionError,  # a standby, or a full disk at Supabase
+)
+_POSTGRES_MEANINGS: Final[tuple[tuple[tuple[type[BaseException], ...], type[CountersealError], str], ...]] = (
+    (
+        (
+            asyncpg.InvalidAuthorizationSpecificationError,  # also a wrong password
+            asyncpg.InvalidCatalogNameError,
+            asyncpg.ClientConfigurationError,
+        ),
+        ConfigurationError,
+        f"{NAME}: expected a user, password and database that the server accepts",
+    ),
+    (
+        (asyncpg.InsufficientPrivilegeError,),
+        ConfigurationError,
+        f"{NAME}: expected a user who may use the schema {SCHEMA}, or make it while migrating",
+    ),
+    ((TimeoutError,), DatabaseUnavailable, "the database did not answer in time"),
+    (
+        (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError),
+        DatabaseUnavailable,
+        _UNREACHABLE,
+    ),
+    (_BUSY, DatabaseUnavailable, "the database can't finish this transaction now"),
 )
 _SQLITE_KEYS: Final = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_ROWID")
 _SQLITE_COLUMN: Final = re.compile(rf"{SCHEMA}_(\w+)\.(\w+)")
@@ -59,16 +78,13 @@ def translated(fault: BaseException, *, sqlite: bool) -> CountersealError:
 
 
 def _postgres_error(cause: BaseException, *, lost: bool) -> CountersealError:
-    if isinstance(cause, _REFUSALS):
-        return ConfigurationError(f"{NAME}: expected a user, password and database that the server accepts")
-    if isinstance(cause, TimeoutError):
-        return DatabaseUnavailable("the database did not answer in time")
-    if lost or isinstance(cause, (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)):
-        return DatabaseUnavailable("the database can't be reached")
-    if isinstance(cause, _BUSY):
-        return DatabaseUnavailable("the database can't finish this transaction now")
     if isinstance(cause, asyncpg.UniqueViolationError):
         return _conflict(getattr(cause, "constraint_name", None))
+    for kinds, error, sentence in _POSTGRES_MEANINGS:
+        if isinstance(cause, kinds):
+            return error(sentence)
+    if lost:
+        return DatabaseUnavailable(_UNREACHABLE)
     return DatabaseError(f"the database refused a statement ({type(cause).__name__})")
 
 

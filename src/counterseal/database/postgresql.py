@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from counterseal.database.address import PostgresAddress
+from counterseal.database.columns import json_text, json_value
 
 _FAREWELL_S: Final = 0.5  # how long a server may take to hear that a statement is cancelled
 _CONNECT_S: Final = 5.0
@@ -42,8 +43,8 @@ def postgres_engine(address: PostgresAddress, *, timeout_s: float, pooled: bool 
             "command_timeout": timeout_s,
             "connection_class": _Connection,
         },
-        json_serializer=_as_it_is,
-        json_deserializer=_as_it_is,
+        json_serializer=json_text,
+        json_deserializer=json_value,
         **pool,
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
@@ -54,10 +55,6 @@ def postgres_engine(address: PostgresAddress, *, timeout_s: float, pooled: bool 
 def for_reads(engine: AsyncEngine) -> AsyncEngine:
     """The same engine and connections, for transactions in which the server refuses to write."""
     return engine.execution_options(postgresql_readonly=True)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
 
 
 def _refuse_closed(connection: Any, record: object, proxy: object) -> None:
