@@ -70,22 +70,17 @@ async def test_a_sign_up_is_told_and_audited_with_the_user(house: House) -> None
         assert {("email", EMAIL), ("name", "Ada"), ("ip", "192.0.2.7")} <= {tuple(row) for row in kept}
 
 
-@pytest.mark.parametrize(
-    ("email", "password", "name", "code"),
-    [
+async def test_what_can_be_no_account_is_refused_and_leaves_nothing(house: House) -> None:
+    for email, password, name, code in (
         ("no address", PASSWORD, "", "email_invalid"),
         (EMAIL, "short", "", "password_too_weak"),
         (EMAIL, EMAIL, "", "password_too_weak"),
         (EMAIL, PASSWORD, "a\x00b", "name_invalid"),
         (EMAIL, PASSWORD, "x" * 201, "name_invalid"),
-    ],
-)
-async def test_what_can_be_no_account_is_refused_and_leaves_nothing(
-    house: House, email: str, password: str, name: str, code: str
-) -> None:
-    refused = await house.accounts.sign_up(email=email, password=password, full_name=name)
-    assert isinstance(refused, Refused)
-    assert refused.code == code
+    ):
+        refused = await house.accounts.sign_up(email=email, password=password, full_name=name)
+        assert isinstance(refused, Refused)
+        assert refused.code == code
     async with house.database.read() as connection:
         assert (await connection.execute(select(func.count()).select_from(users))).scalar_one() == 0
 
@@ -113,13 +108,14 @@ async def test_twenty_sign_ups_of_one_address_at_once_make_one_user(house: House
 
 
 async def test_ten_accounts_an_hour_come_from_one_address_of_the_network(house: House) -> None:
+    house.begin_an_hour()
     for number in range(10):
         await house.sign_up(f"u{number}@example.com", ip=f"2001:db8::{number + 1}")
     refused = await house.accounts.sign_up(email=EMAIL, password=PASSWORD, ip="2001:db8::ffff")
     assert isinstance(refused, Refused)
     assert refused.code == "too_many_attempts"
     assert refused.retry_after is not None
-    assert timedelta(0) < refused.retry_after <= timedelta(hours=1)
+    assert timedelta(hours=1) <= refused.retry_after < timedelta(hours=2)  # windows slide
     await house.sign_up(ip="2001:db8:0:1::1")
     await house.sign_up("bob@example.com", ip="192.0.2.7")
 
@@ -222,6 +218,7 @@ async def test_wrong_passwords_are_a_row_however_slowly_they_come(house: House) 
 @pytest.mark.parametrize("email", [EMAIL, NOBODY])
 async def test_wrong_passwords_at_once_lock_exactly_once(house: House, email: str) -> None:
     made = await house.sign_up()
+    house.begin_an_hour()
     answers = await asyncio.gather(*(house.log_in(email, WRONG) for _ in range(20)))
     codes = [answer.code for answer in answers]
     assert codes.count("invalid_credentials") == 4
@@ -237,6 +234,7 @@ async def test_wrong_passwords_at_once_lock_exactly_once(house: House, email: st
 
 async def test_of_many_guesses_at_once_ten_are_tried_at_most(house: House) -> None:
     await house.sign_up()
+    house.begin_an_hour()
     guesses = [house.log_in(EMAIL, f"{WRONG} {number}") for number in range(30)]
     answers = await asyncio.gather(*guesses, house.log_in())
     refused = [answer for answer in answers if isinstance(answer, Refused)]

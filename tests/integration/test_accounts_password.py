@@ -82,16 +82,16 @@ async def test_the_current_password_is_needed_and_guesses_of_it_lock(house: Hous
     assert await house.sessions.authenticate(other.tokens.access_token, fresh=True) is not None
 
 
-@pytest.mark.parametrize("new", ["short", EMAIL, "password123", "x" * 257])
-async def test_a_weak_password_changes_nothing(house: House, new: str) -> None:
+async def test_a_weak_password_changes_nothing(house: House) -> None:
     made = await house.sign_up()
-    refused = await house.accounts.change_password(made.session, current=PASSWORD, new=new)
-    assert isinstance(refused, Refused)
-    assert refused.code == "password_too_weak"
     token = await reset_token(house)
-    refused = await house.accounts.reset_password(token=token, new=new)
-    assert refused is not None
-    assert refused.code == "password_too_weak"
+    for new in ("short", EMAIL, "password123", "x" * 257):
+        refused = await house.accounts.change_password(made.session, current=PASSWORD, new=new)
+        assert isinstance(refused, Refused)
+        assert refused.code == "password_too_weak"
+        refused = await house.accounts.reset_password(token=token, new=new)
+        assert refused is not None
+        assert refused.code == "password_too_weak"
     assert isinstance(await house.log_in(), LoggedIn)
     assert await house.accounts.reset_password(token=token, new=ELSE) is None  # it was not used up
 
@@ -186,10 +186,10 @@ async def test_a_token_is_good_once_and_for_a_day(house: House) -> None:
     assert await house.accounts.reset_password(token=third, new=PASSWORD) == TOKEN_INVALID
 
 
-@pytest.mark.parametrize("token", ["", "x" * 43, "x" * 100_000, "\ud800", "\x00"])
-async def test_what_is_no_token_opens_nothing(house: House, token: str) -> None:
-    assert await house.accounts.reset_password(token=token, new=ELSE) == TOKEN_INVALID
-    assert await house.accounts.verify_email(token=token) == TOKEN_INVALID
+async def test_what_is_no_token_opens_nothing(house: House) -> None:
+    for token in ("", "x" * 43, "x" * 100_000, "\ud800", "\x00"):
+        assert await house.accounts.reset_password(token=token, new=ELSE) == TOKEN_INVALID
+        assert await house.accounts.verify_email(token=token) == TOKEN_INVALID
 
 
 async def test_an_unknown_address_is_answered_alike_and_no_mail_is_sent(house: House) -> None:
@@ -203,6 +203,7 @@ async def test_an_unknown_address_is_answered_alike_and_no_mail_is_sent(house: H
 
 async def test_five_mails_an_hour_are_sent_to_one_account(house: House) -> None:
     await house.sign_up()
+    house.begin_an_hour()
     for _ in range(8):
         await house.accounts.request_password_reset(email=EMAIL)
     assert len(house.heard(PasswordResetRequested)) == 5

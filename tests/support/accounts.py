@@ -80,6 +80,10 @@ class House:
         """Move the clock of everything forward."""
         travel(self.store, by)
 
+    def begin_an_hour(self) -> None:
+        """Move the clock to the next whole hour, so that no window ends in the middle of a test."""
+        self.travel(timedelta(milliseconds=3_600_000 - self.store.now_ms() % 3_600_000))
+
     def heard(self, kind: type[_Event]) -> list[_Event]:
         """The events of a type so far."""
         return [event for event in self.told if isinstance(event, kind)]

@@ -17,6 +17,7 @@ from counterseal.accounts.log_in import LoggedIn, TotpNeeded
 from counterseal.accounts.one_time_token import Purpose, add_token, find_token, use_token
 from counterseal.accounts.refused import INVALID_CREDENTIALS, TICKET_INVALID, Refused, locked
 from counterseal.accounts.totp import Totp
+from counterseal.accounts.totp_policy import find_policy
 from counterseal.accounts.user import User
 from counterseal.core.tokens import new_secret
 from counterseal.database.tables import users
@@ -27,6 +28,10 @@ from counterseal.sessions.session import Context, Profile
 PASSWORD_ONLY: Final = ("pwd",)
 WITH_TOTP: Final = ("pwd", "otp")
 """How somebody has logged in (RFC 8176)."""
+
+
+class _CodeNeeded(Exception):
+    """Leaves the transaction of a log-in by password alone."""
 
 
 class Authentication:
@@ -57,8 +62,14 @@ class Authentication:
 
         async def admit(connection: AsyncConnection) -> None:
             await self._admit(connection, account, password_hash=renewed, last_login_at=backing.now())
+            policy = await find_policy(connection, account.id, now=backing.now())
+            if policy.needs(Context.LOGIN):
+                raise _CodeNeeded
 
-        return await self._create(account.user, client, PASSWORD_ONLY, remember=remember, also=admit)
+        try:
+            return await self._create(account.user, client, PASSWORD_ONLY, remember=remember, also=admit)
+        except _CodeNeeded:  # for a second factor that was enabled since the policy was read
+            return await self._begin(account, renewed, remember=remember)
 
     async def finish_log_in(self, *, ticket: str, code: str, client: Client) -> LoggedIn | Refused:
         """See `Accounts.finish_log_in`."""
