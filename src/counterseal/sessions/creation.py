@@ -118,6 +118,7 @@ class Creation:
             # All sessions of the user were ended while the database was down, and it has not been told of it yet.
             await self._endings.revoke(login.user_id, login.part, Reason.USER)
             await backing.pending.settle()
+            await self._endings.adopt_epoch(login.user_id, made.row.user_epoch)
             login = self._again(login)
         raise UserBlocked("all sessions of the user were ended at this moment")
 

@@ -163,6 +163,17 @@ class Endings:
         await self._tell(user_id, ended, reason)
         return Revocation(len(ended))
 
+    async def adopt_epoch(self, user_id: str, epoch: int) -> None:
+        """Raise the user's epoch in the database, where it is `epoch`, to what it is in Redis.
+
+        There it may stay greater: of a revocation that Redis took and then could not keep for the database.
+        """
+        backing = self._backing
+        known, _ = await backing.copies.revoke_user(user_id, Which.FORMER, at_least=epoch)
+        if known > epoch:
+            async with backing.database.begin() as connection:
+                await raise_epoch(connection, user_id, at_least=known)
+
     async def revoke_everybody(self) -> None:
         """End all sessions of everybody."""
         backing = self._backing
