@@ -9,25 +9,32 @@ from itertools import cycle
 from typing import Any
 
 _WARM_UP_SECONDS = 0.15
-_CHUNK = 10
+
+CHUNK = 10
 
 
 async def rate(
-    call: Callable[[str], Awaitable[Any]], names: Sequence[str], *, tasks: int, seconds: float
+    call: Callable[[str], Awaitable[Any]],
+    names: Sequence[str],
+    *,
+    tasks: int,
+    seconds: float,
+    chunk: int = CHUNK,
 ) -> float:
     """Calls per second over `names`, which are dealt out to the tasks in tens, after a short warm-up.
 
     The clock is read after ten calls and not by a timer, because a call that is answered from memory never lets the
-    event loop come round; tasks of which no call waits run one after another.
+    event loop come round; tasks of which no call waits run one after another. Calls that take milliseconds are dealt
+    out one by one, with a `chunk` of 1.
     """
-    await _run(call, names, tasks, _WARM_UP_SECONDS)
-    return await _run(call, names, tasks, seconds)
+    await _run(call, names, tasks, _WARM_UP_SECONDS, chunk)
+    return await _run(call, names, tasks, seconds, chunk)
 
 
 async def _run(
-    call: Callable[[str], Awaitable[Any]], names: Sequence[str], tasks: int, seconds: float
+    call: Callable[[str], Awaitable[Any]], names: Sequence[str], tasks: int, seconds: float, size: int
 ) -> float:
-    chunks = [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
+    chunks = [names[start : start + size] for start in range(0, len(names), size)]
     done = 0
     started = time.perf_counter()
     deadline = started + seconds

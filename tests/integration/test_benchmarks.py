@@ -121,7 +121,7 @@ def test_every_target_names_a_peer_of_its_case(monkeypatch: pytest.MonkeyPatch) 
             assert {target.peer for target in case.targets} <= names
 
 
-@pytest.mark.parametrize("name", ["cache", "ratelimit"])
+@pytest.mark.parametrize("name", ["cache", "ratelimit", "sessions"])
 def test_ours_answers_every_case_of_a_service(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     plan, runner, server = (module(monkeypatch, each) for each in ("plan", "runner", "server"))
     area = next(area for area in plan.areas() if area.name == name)
@@ -138,6 +138,21 @@ def test_ours_answers_every_case_of_a_service(monkeypatch: pytest.MonkeyPatch, n
         for case in area.cases:
             figure = runner._patient(bench, dataclasses.replace(case, seconds=0.05), plan.OURS, [])
             assert figure == 1 if case.unit in ("loads", "round trips") else figure > 0, case.name
+
+
+def test_a_creation_is_measured_beside_the_databases_own_commit(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    choice = ("create_sqlite_1", "--quick", "--this-python", "--results", str(path))
+
+    done = benchmarks(*choice)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(path.read_text())
+    cores = [2] if len(os.sched_getaffinity(0)) > 1 else []
+    assert [(one["case"], one["cores"], one["peer"]) for one in rows] == [
+        ("create_sqlite_1", number, "aiosqlite") for number in cores
+    ]
+    assert all(one["ours"] > 0 and one["peer_value"] > 0 for one in rows)
 
 
 async def test_postgresql_waits_for_the_disk_and_leaves_nothing_behind(
