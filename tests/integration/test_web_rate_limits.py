@@ -25,11 +25,14 @@ from counterseal.web.limits import ROUTES, Charge
 from counterseal.web.problems import Problem
 from support.program import Program
 from support.servers import Server
+from support.site import lose_database
 from support.stores import travel
 from support.waiting import eventually
 
 MINUTE = timedelta(minutes=1)
 PEER = "203.0.113.5"
+GUESSED = "/api/auth/none"
+"""A path where the product counts guesses, and which no route answers."""
 
 
 class Site:
@@ -128,7 +131,7 @@ async def remaining(site: Site, limiter: str, identifier: str = PEER) -> int:
 # -- the real application ----------------------------------------------------------------------------------------------
 
 
-async def test_the_sixth_code_within_five_minutes_is_refused_whatever_headers_are_forged(
+async def test_the_eleventh_guess_within_a_minute_is_refused_whatever_headers_are_forged(
     valkey: Server, tmp_path: Path
 ) -> None:
     async with product_on(valkey, tmp_path) as site:
@@ -141,26 +144,34 @@ async def test_the_sixth_code_within_five_minutes_is_refused_whatever_headers_ar
                 "X-Real-IP": forged,
                 "True-Client-IP": forged,
             }
-            return await site.ask(
-                "/api/auth/totp/verify", method="POST", headers=headers, json={"code": number}
-            )
+            return await site.ask(GUESSED, method="POST", headers=headers, json={"code": number})
 
-        assert [(await guess(number)).status_code for number in range(1, 6)] == [404] * 5
-        refused = await guess(6)
+        assert [(await guess(number)).status_code for number in range(1, 11)] == [404] * 10
+        refused = await guess(11)
         problem(refused, 429, "rate_limited")
         assert refused.headers["X-Content-Type-Options"] == "nosniff"
-        assert 1 <= int(refused.headers["Retry-After"]) <= 600
-        assert (await site.ask("/api/auth/totp/verify", peer="203.0.113.6")).status_code == 404
+        assert 1 <= int(refused.headers["Retry-After"]) <= 120
+        assert (await site.ask(GUESSED, peer="203.0.113.6")).status_code == 404
 
 
-async def test_with_redis_down_codes_are_refused_and_the_api_stays_open(
+async def test_with_redis_down_guesses_are_counted_in_the_database(valkey: Server, tmp_path: Path) -> None:
+    async with product_on(valkey, tmp_path) as site:
+        valkey.kill()
+        await eventually(lambda: not site.store.available)
+        # A minute of the database begins now, and ends after the test.
+        travel(site.store, timedelta(milliseconds=60_000 - site.store.now_ms() % 60_000))
+        assert await site.statuses(11, GUESSED) == [404] * 10 + [429]
+
+
+async def test_with_redis_and_the_database_down_nobody_guesses_and_the_api_stays_open(
     valkey: Server, tmp_path: Path
 ) -> None:
     async with product_on(valkey, tmp_path) as site:
-        assert await site.statuses(1, "/api/auth/totp") == [404]
+        assert await site.statuses(1, GUESSED) == [404]
         valkey.kill()
         await eventually(lambda: not site.store.available)
-        answer = await site.ask("/api/auth/totp")
+        await lose_database(site.seal)
+        answer = await site.ask(GUESSED)
         problem(answer, 503, "store_unavailable")
         assert int(answer.headers["Retry-After"]) >= 1
         assert "RateLimit" not in answer.headers
@@ -196,18 +207,18 @@ async def test_an_address_that_answers_nothing_is_charged_all_the_same(
 
 async def test_the_settings_say_how_many_proxies_are_trusted(valkey: Server, tmp_path: Path) -> None:
     async with product_on(valkey, tmp_path, COUNTERSEAL_TRUSTED_PROXIES="1") as site:
-        for number in range(1, 6):
+        for number in range(1, 11):
             headers = {"X-Forwarded-For": f"198.51.100.{number}, 203.0.113.7"}
-            assert (await site.ask("/api/auth/totp", headers=headers)).status_code == 404
+            assert (await site.ask(GUESSED, headers=headers)).status_code == 404
         headers = {"X-Forwarded-For": "198.51.100.6, 203.0.113.7"}
-        assert (await site.ask("/api/auth/totp", headers=headers)).status_code == 429
+        assert (await site.ask(GUESSED, headers=headers)).status_code == 429
         headers = {"X-Forwarded-For": "203.0.113.7, 203.0.113.8"}
-        assert (await site.ask("/api/auth/totp", headers=headers)).status_code == 404
+        assert (await site.ask(GUESSED, headers=headers)).status_code == 404
     async with product_on(
         valkey, tmp_path, COUNTERSEAL_TRUSTED_PROXIES="1", COUNTERSEAL_PROXY_HEADER="forwarded"
     ) as site:
         headers = {"X-Forwarded-For": "203.0.113.9", "Forwarded": 'for="203.0.113.7:80"'}
-        assert (await site.ask("/api/auth/totp", headers=headers)).status_code == 429
+        assert (await site.ask(GUESSED, headers=headers)).status_code == 429
 
 
 def test_a_served_program_believes_no_header_of_whoever_connects_from_its_machine(
@@ -220,20 +231,20 @@ def test_a_served_program_believes_no_header_of_whoever_connects_from_its_machin
         ) as program,
         httpx.Client(timeout=20) as client,
     ):
-        url = f"{program.url()}/api/auth/totp"
+        url = f"{program.url()}{GUESSED}"
         seen = [
             client.post(url, headers={"X-Forwarded-For": f"198.51.100.{number}"}).status_code
-            for number in range(6)
+            for number in range(11)
         ]
-    assert seen == [404] * 5 + [429]
+    assert seen == [404] * 10 + [429]
 
 
 async def test_metrics_count_what_was_allowed_and_refused_by_limiter(valkey: Server, tmp_path: Path) -> None:
     async with product_on(valkey, tmp_path) as site:
-        await site.statuses(7, "/api/auth/totp")
+        await site.statuses(12, GUESSED)
         metrics = (await site.ask("/metrics")).text
-        assert 'counterseal_rate_limit_allowed_total{limiter="totp"} 5.0' in metrics
-        assert 'counterseal_rate_limit_refused_total{limiter="totp"} 2.0' in metrics
+        assert 'counterseal_rate_limit_allowed_total{limiter="auth"} 10.0' in metrics
+        assert 'counterseal_rate_limit_refused_total{limiter="auth"} 2.0' in metrics
 
 
 # -- which limiter -----------------------------------------------------------------------------------------------------
@@ -810,9 +821,10 @@ async def test_open_limiters_count_here_and_closed_ones_answer_503_until_redis_i
     valkey: Server, tmp_path: Path, fault: Callable[[Server], None]
 ) -> None:
     async with product_on(valkey, tmp_path, COUNTERSEAL_COMMAND_TIMEOUT="200ms") as site:
+        await lose_database(site.seal)  # which would count for them
         fault(valkey)
-        problem(await site.ask("/api/auth/login"), 503, "store_unavailable")
-        problem(await site.ask("/api/auth/totp"), 503, "store_unavailable")
+        problem(await site.ask(GUESSED), 503, "store_unavailable")
+        problem(await site.ask("/api/auth/totp/log-in"), 503, "store_unavailable")
         answers = [await site.ask("/api/none") for _ in range(101)]
         assert {answer.status_code for answer in answers[:100]} == {404}
         problem(answers[100], 429, "rate_limited")
@@ -821,7 +833,7 @@ async def test_open_limiters_count_here_and_closed_ones_answer_503_until_redis_i
             valkey.start()
 
         async def is_let_in() -> bool:
-            return (await site.ask("/api/auth/login")).status_code == 404
+            return (await site.ask(GUESSED)).status_code == 404
 
         await eventually(is_let_in, within=20)
 
@@ -832,6 +844,7 @@ async def test_where_redis_refuses_the_limiter_closed_ones_let_nobody_in(site: S
     valkey.execute("DEL", counted)
     valkey.execute("LPUSH", counted, "not what a limiter keeps")
     valkey.execute("EXPIRE", counted, 60)
+    await lose_database(site.seal)  # which would count for it
     problem(await site.ask("/api/auth/login"), 503, "store_unavailable")
 
 

@@ -39,7 +39,7 @@ from counterseal.web import (
     response_kind,
 )
 from support.servers import Server
-from support.site import BASE, Site, problem, seal_on
+from support.site import BASE, Site, lose_database, problem, seal_on
 from support.stores import travel
 from support.waiting import eventually
 
@@ -556,7 +556,7 @@ async def test_with_redis_down_the_database_says_who_asks_and_without_both_nobod
         await eventually(lambda: not seal.store.available)
         answer = await ask(site, bearer=live.access_token)
         assert (answer.status_code, answer.json()) == (200, {"user": "alice"})
-        await seal.database.close()
+        await lose_database(seal)
         for path, method in (("/api/mine", "GET"), ("/api/fresh", "POST"), ("/api/requests/7/sign", "POST")):
             answer = await ask(site, path, method=method, bearer=live.access_token)
             assert answer.status_code == 503, answer.text

@@ -106,6 +106,12 @@ async def site_on(
             await site.close()
 
 
+async def lose_database(seal: Counterseal) -> None:
+    """Have every later call find no database."""
+    await seal.outbox.close()  # a connection that it holds at this moment would be left to the collector
+    await seal.database.close()
+
+
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     """The body of an answer that must be a problem with these two, and that nobody stores."""
     assert answer.status_code == status, answer.text

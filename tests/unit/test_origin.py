@@ -43,6 +43,7 @@ def test_what_it_calls_another_site_is_refused(site: str) -> None:
         assert not asked({"sec-fetch-site": site, **headers})
         assert not asked({"sec-fetch-site": site, "origin": "https://evil.example", **headers})
         assert not asked({"sec-fetch-site": site, "origin": "null", **headers})
+        assert not asked({"sec-fetch-site": site, "origin": "http://sign.example", **headers})
 
 
 def test_two_words_of_a_browser_that_differ_are_refused() -> None:

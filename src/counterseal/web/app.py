@@ -12,13 +12,15 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from counterseal.app import Counterseal
+from counterseal.web.auth import AUTH_ROUTES, identify_caller, install_auth
 from counterseal.web.boundary import Boundary
 from counterseal.web.health import install_health
-from counterseal.web.limits import RateLimitMiddleware
+from counterseal.web.limits import ROUTES, RateLimitMiddleware
 from counterseal.web.metrics import HttpMetrics, install_metrics
 from counterseal.web.mount import Prefix
 from counterseal.web.page import install_page
 from counterseal.web.problems import install_problems
+from counterseal.web.sessions import SessionMiddleware
 
 REST_PATH = "/redis"
 STATIC_PATH = "/static"
@@ -39,10 +41,17 @@ def create_app(seal: Counterseal, *, rest: ASGIApp | None = None) -> FastAPI:
         redirect_slashes=False,
         middleware=[
             Middleware(Boundary, metrics=HttpMetrics(registry), mounts=(REST_PATH, STATIC_PATH)),
-            Middleware(RateLimitMiddleware, seal=seal),
+            Middleware(
+                RateLimitMiddleware,
+                seal=seal,
+                routes={**ROUTES, **AUTH_ROUTES},
+                identify=identify_caller(seal),
+            ),
+            Middleware(SessionMiddleware, seal=seal),
         ],
     )
     install_problems(app)
+    install_auth(app, seal)
     install_health(app, seal)
     install_metrics(app, seal, registry)
     install_page(app, seal, has_rest=rest is not None)

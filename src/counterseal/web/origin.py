@@ -6,9 +6,9 @@ page can write these two. (OWASP Cross-Site Request Forgery Prevention, "Fetch M
 | `Sec-Fetch-Site` | `Origin` | the request |
 | --- | --- | --- |
 | `same-origin`, `none` | any | passes |
-| `same-site`, `cross-site`, any other | one of ours | passes |
+| `same-site`, `cross-site`, any other | one that is named | passes |
 | the same | another, or none | is refused |
-| none | one of ours | passes |
+| none | one that is named, else that of the host | passes |
 | none | another, or `null` | is refused |
 | none | none | passes without cookies of ours: it is no browser; with one it is refused |
 
@@ -37,9 +37,9 @@ _Origin = tuple[str, str, int]
 
 
 class Origins:
-    """The origins whose pages may send unsafe requests: `public_url`'s and those in `more`.
+    """The origins whose pages may send unsafe requests: that of `public_url`, and those in `more`.
 
-    Without a `public_url` it is the one that a request names in `Host`; a proxy that ends TLS may stand in front.
+    Without a `public_url` it is that of the host which a request names; a proxy that ends TLS may stand in front.
     Raises `ConfigurationError` for what is no origin, as `https://example.com` is.
     """
 
@@ -86,7 +86,10 @@ class Origins:
         if len(origins) != 1:
             return False
         origin = _origin(origins.pop().decode("latin-1"))
-        return origin is not None and (origin in self._known or self._is_host(origin, hosts, scope))
+        if origin is None:
+            return False
+        # Behind a proxy that ends TLS a page without TLS has the origin of the host, but the browser knows better.
+        return origin in self._known or (not sites and self._is_host(origin, hosts, scope))
 
     def _is_host(self, origin: _Origin, hosts: set[bytes], scope: Scope) -> bool:
         if not self._goes_by_host or len(hosts) != 1:

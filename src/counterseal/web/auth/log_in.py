@@ -1,0 +1,160 @@
+"""Routes of logging in: signing up, logging in with one factor or two, new tokens, and logging out."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import NamedTuple
+
+from fastapi import APIRouter, Request, Response
+
+from counterseal.accounts.log_in import LoggedIn, TotpNeeded
+from counterseal.accounts.user import User
+from counterseal.app import Counterseal
+from counterseal.core.errors import CountersealError
+from counterseal.core.settings import WebSettings
+from counterseal.sessions.refresh_token import parse_refresh_token, was_issued
+from counterseal.sessions.session import Reason
+from counterseal.web.address import NO_ADDRESS, client_address
+from counterseal.web.auth.bodies import (
+    Held,
+    LoggedInBody,
+    LogIn,
+    RenewedBody,
+    SecondStep,
+    SignUp,
+    TotpNeededBody,
+    UserBody,
+)
+from counterseal.web.auth.delivery import Delivery, clear_tokens
+from counterseal.web.auth.refusal import unless_refused
+from counterseal.web.auth.route import auth_router
+from counterseal.web.caller import caller_of
+from counterseal.web.cookies import REFRESH, read_cookie
+from counterseal.web.problems import describe, problem_response
+from counterseal.web.sessions import unauthorized
+
+logger = logging.getLogger(__name__)
+
+
+class Client(NamedTuple):
+    """Where a request comes from, as it says and as the trusted proxies say."""
+
+    user_agent: str | None
+    ip: str | None
+
+
+def client_of(request: Request, web: WebSettings) -> Client:
+    """The client of a request."""
+    ip = client_address(request.scope, web.trusted_proxies, header=web.proxy_header)
+    return Client(request.headers.get("User-Agent"), None if ip == NO_ADDRESS else ip)
+
+
+def user_body(user: User) -> UserBody:
+    """A user as they see themselves."""
+    return UserBody(
+        id=user.id, email=user.email, full_name=user.full_name, email_verified=user.email_verified
+    )
+
+
+def log_in_routes(seal: Counterseal) -> APIRouter:
+    """`sign-up`, `log-in`, `totp/log-in`, `refresh` and `log-out`."""
+    router = auth_router()
+    accounts, web, delivery = seal.accounts, seal.settings.web, Delivery(seal)
+
+    def logged_in(made: LoggedIn, response: Response, *, in_body: bool) -> LoggedInBody:
+        return LoggedInBody(
+            user=user_body(made.user),
+            session_id=made.session.session_id,
+            tokens=delivery.give(made.tokens, response, in_body=in_body),
+        )
+
+    @router.post("/sign-up", status_code=HTTPStatus.CREATED)
+    async def sign_up(body: SignUp, request: Request, response: Response) -> LoggedInBody:
+        """Make an account and log in. 409 `email_taken`, 422 `email_invalid`, `name_invalid`, `password_too_weak`."""
+        client = client_of(request, web)
+        answer = await accounts.sign_up(
+            email=body.email,
+            password=body.password.get_secret_value(),
+            full_name=body.full_name,
+            user_agent=client.user_agent,
+            ip=client.ip,
+        )
+        return logged_in(unless_refused(answer), response, in_body=body.tokens == "body")
+
+    @router.post("/log-in")
+    async def log_in(body: LogIn, request: Request, response: Response) -> LoggedInBody | TotpNeededBody:
+        """Log in, or be told that a second factor is wanted. 400 `invalid_credentials`, 429 `locked`."""
+        client = client_of(request, web)
+        answer = unless_refused(
+            await accounts.log_in(
+                email=body.email,
+                password=body.password.get_secret_value(),
+                user_agent=client.user_agent,
+                ip=client.ip,
+                remember=body.remember,
+            )
+        )
+        if isinstance(answer, TotpNeeded):
+            return TotpNeededBody(ticket=answer.ticket, expires_at=answer.expires_at)
+        return logged_in(answer, response, in_body=body.tokens == "body")
+
+    @router.post("/totp/log-in")
+    async def finish_log_in(body: SecondStep, request: Request, response: Response) -> LoggedInBody:
+        """The second step of a log-in. 400 `ticket_invalid`, `code_invalid`."""
+        client = client_of(request, web)
+        answer = await accounts.finish_log_in(
+            ticket=body.ticket.get_secret_value(),
+            code=body.code.get_secret_value(),
+            user_agent=client.user_agent,
+            ip=client.ip,
+        )
+        return logged_in(unless_refused(answer), response, in_body=body.tokens == "body")
+
+    @router.post("/refresh")
+    async def refresh(request: Request, response: Response, body: Held | None = None) -> RenewedBody:
+        """New tokens for a refresh token: of the body, else of the cookie; they go where it came from."""
+        held = _held(body)
+        made = await seal.sessions.rotate(held or read_cookie(request.scope["headers"], REFRESH) or "")
+        if made is None:
+            raise unauthorized()
+        return RenewedBody(
+            session_id=made.session_id,
+            tokens=delivery.give(made.tokens, response, in_body=held is not None),
+        )
+
+    @router.post("/log-out", status_code=HTTPStatus.NO_CONTENT)
+    async def log_out(request: Request, body: Held | None = None) -> Response:
+        """End the session that the tokens name; either of them is enough. The cookies are cleared whatever happens.
+
+        202 while the database is down: Redis has ended it, and the record will.
+        """
+        response = Response(status_code=HTTPStatus.NO_CONTENT)
+        try:
+            for session_id in _named(seal, request, _held(body)):
+                ended = await seal.sessions.revoke(session_id, reason=Reason.LOGOUT)
+                if ended.pending:
+                    response.status_code = HTTPStatus.ACCEPTED
+        except CountersealError as error:
+            logger.warning("a log-out failed: %s", error.code, exc_info=error)
+            response = problem_response(describe(error))
+        clear_tokens(response)
+        return response
+
+    return router
+
+
+def _held(body: Held | None) -> str | None:
+    token = None if body is None else body.refresh_token
+    return None if token is None else token.get_secret_value()
+
+
+def _named(seal: Counterseal, request: Request, held: str | None) -> set[str]:
+    """The sessions that the tokens of a request name. No round trip.
+
+    A refresh token that was replaced long ago still names its session: whoever has it may end it.
+    """
+    refresh = parse_refresh_token(held or read_cookie(request.scope["headers"], REFRESH))
+    claims = caller_of(request.scope).claims
+    found = {refresh.session_id} if refresh is not None and was_issued(refresh, seal.keyring) else set[str]()
+    return found if claims is None else {*found, claims.session_id}
