@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.accounts.events import EmailVerificationRequested, PasswordChanged, PasswordResetRequested
 from counterseal.accounts.log_in import LoggedIn, TotpNeeded
@@ -23,8 +24,11 @@ from counterseal.accounts.user import User
 from counterseal.core.tokens import hash_token
 from counterseal.database.engine import Database
 from counterseal.database.tables import one_time_tokens, users
+from counterseal.sessions.session import Rotated
 from support.accounts import ELSE, EMAIL, PASSWORD, WRONG, House, accounts_on
+from support.databases import Databases, Place
 from support.servers import Server
+from support.waiting import eventually
 
 NOBODY = "nobody@example.com"
 
@@ -112,6 +116,31 @@ async def test_of_several_changes_at_once_one_counts(house: House) -> None:
     (chosen,) = [new for new, answer in zip(news, answers, strict=True) if isinstance(answer, LoggedIn)]
     assert isinstance(await house.log_in(EMAIL, chosen), LoggedIn)
     assert len(await house.entries(f"account:{made.user.id}", "password.changed")) == 1
+
+
+@pytest.mark.parametrize("place", ["postgresql"], indirect=True)
+async def test_a_refresh_beside_a_change_waits_and_neither_fails(
+    house: House, databases: Databases, place: Place
+) -> None:
+    made, other = await house.sign_up(), await house.log_in()
+    refreshing: list[asyncio.Task[Rotated | None]] = []
+
+    async def somebody_waits() -> bool:
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return bool(await databases.execute(place, waiting))
+
+    async def change(connection: AsyncConnection) -> None:
+        await house.audit.append(
+            connection, stream=f"account:{made.user.id}", action="password.changed", body={}
+        )
+        refreshing.append(asyncio.create_task(house.sessions.rotate(other.tokens.refresh_token)))
+        await eventually(somebody_waits, 20)
+
+    ended = await house.sessions.revoke_others(made.session.session_id, also=change)
+    assert ended.ended == 1
+    assert await refreshing[0] is None
 
 
 # -- a reset -----------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from counterseal.sessions.rows import (
     end_rows,
     epochs_of,
     has_row,
+    lock_sessions,
     raise_epoch,
     raise_everybody,
     revoked_since,
@@ -119,6 +120,7 @@ class Endings:
         try:
             async with backing.database.begin() as connection:
                 if also is not None:
+                    await lock_sessions(connection, user_id)
                     await also(connection)
                 ended = await self._end(connection, user_id, reason, at_ms, but=keep)
                 if ended:
@@ -142,6 +144,7 @@ class Endings:
             async with backing.database.begin() as connection:
                 epoch = await raise_epoch(connection, user_id)
                 if also is not None:
+                    await lock_sessions(connection, user_id)
                     await also(connection)
                 ended = await self._end(connection, user_id, reason, at_ms)
                 if epoch is not None:

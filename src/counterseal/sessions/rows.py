@@ -170,6 +170,20 @@ async def lock_user(connection: AsyncConnection, user_id: str) -> tuple[str, int
     return found.status, found.session_epoch, found.everybody, policy
 
 
+async def lock_sessions(connection: AsyncConnection, user_id: str) -> None:
+    """Lock a user, then the user's active sessions. Two statements.
+
+    Everybody locks in this order, and the audit log last; else two who wait for each other would both fail.
+    """
+    await connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True))
+    await connection.execute(
+        select(_s.session_id)
+        .where(_s.user_id == user_id, _s.state == "active")
+        .order_by(_s.session_id)
+        .with_for_update()
+    )
+
+
 async def read_rows_of(connection: AsyncConnection, user_id: str) -> list[Row]:
     """The active rows of a user, least recently used first; some of them may have ended by time. No step-ups."""
     found = await connection.execute(
