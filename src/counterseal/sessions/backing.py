@@ -14,6 +14,8 @@ from counterseal.core.settings import SessionSettings
 from counterseal.database.engine import Database
 from counterseal.sessions.access_token import AccessClaims, issue_access_token
 from counterseal.sessions.copies import Copies
+from counterseal.sessions.counts import SessionCounts
+from counterseal.sessions.events import SessionEvent
 from counterseal.sessions.outage import Outage
 from counterseal.sessions.pending import Pending
 from counterseal.sessions.refresh_token import RefreshToken
@@ -49,12 +51,13 @@ class Backing:
     keyring: Keyring
     settings: SessionSettings
     audit: AppendAudit
-    emit: Callable[[object], None]
+    emit: Callable[[SessionEvent], None]
     wake: Callable[[], None]
     """Called when the outbox has something to relay."""
     available: Callable[[], bool]
     """Whether a call to Redis would be sent."""
     now_ms: Callable[[], int]
+    counts: SessionCounts
 
     def database_failed(self) -> None:
         """The database did not answer. Without Redis nothing is accepted in its place, so then it lacks nothing."""

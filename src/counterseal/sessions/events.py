@@ -56,3 +56,6 @@ class NewDevice:
     user_id: str
     device: str
     ip: str | None
+
+
+SessionEvent = SessionCreated | SessionRotated | SessionRevoked | SessionReuseDetected | NewDevice

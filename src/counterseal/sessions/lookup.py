@@ -30,6 +30,7 @@ class Lookup:
         self._copies = backing.copies
         self._outage = backing.outage
         self._now_ms = backing.now_ms
+        self._counts = backing.counts
         self._uses = uses
         self._failed_ms = -_ASK_AGAIN_MS
 
@@ -46,6 +47,7 @@ class Lookup:
             reply = await copies.ask(place, now_ms)
         except StoreUnavailable as unavailable:
             self._outage.begin()
+            self._counts.without_redis += 1
             return self._judged(await self._read(place, now_ms), now_ms, unavailable)
         session = copies.read(session_id, place.user_id, reply)
         if isinstance(session, Session):
@@ -58,6 +60,7 @@ class Lookup:
                 and now_ms - session.checked_ms < CHECK_EVERY_MS > now_ms - last_ms
                 and copies.global_epoch is not None
             ):
+                self._counts.hits += 1
                 return session
         elif session is not None:
             return None  # it has ended
@@ -77,6 +80,7 @@ class Lookup:
         self, place: Place, now_ms: int, copy: Session | None, *, fresh: bool
     ) -> Session | None:
         """Ask the database, and bring what Redis holds up to date."""
+        self._counts.checked += 1
         backing = self._backing
         user_id, part, _ = place
         stale = copy
@@ -146,6 +150,7 @@ class Lookup:
 
     async def _stale(self, session: Session, part: str, now_ms: int) -> Session | None:
         """What a copy says while the database is down; the use is noted in Redis alone."""
+        self._counts.stale += 1
         if now_ms - session.last_used_ms >= CHECK_EVERY_MS:
             try:
                 if not await self._backing.copies.touch(session.user_id, part, now_ms):

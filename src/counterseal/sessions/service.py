@@ -30,6 +30,7 @@ from counterseal.database.outbox import OutboxJob
 from counterseal.sessions.access_token import read_access_token
 from counterseal.sessions.backing import Also, AppendAudit, Backing
 from counterseal.sessions.copies import Copies
+from counterseal.sessions.counts import SessionCounts
 from counterseal.sessions.creation import Creation
 from counterseal.sessions.endings import (
     EPOCH_JOB,
@@ -37,6 +38,7 @@ from counterseal.sessions.endings import (
     TOMBSTONE_JOB,
     Endings,
 )
+from counterseal.sessions.events import SessionEvent
 from counterseal.sessions.expiry import Expiry
 from counterseal.sessions.identity import is_identifier, session_id_of, split_session_id
 from counterseal.sessions.lifetime import longest_ms
@@ -91,6 +93,9 @@ class Sessions:
         wake: Callable[[], None] = _nothing,
     ) -> None:
         self._store = store
+        self.counts = SessionCounts()
+        """What this process did. No round trip."""
+        self._emit = emit
         self._channel = keys.sessions_ended()
         outage = Outage(store.now_ms, self._replay)
         pending = Pending(
@@ -108,10 +113,11 @@ class Sessions:
             keyring=keyring,
             settings=settings,
             audit=audit,
-            emit=emit,
+            emit=self._tell,
             wake=wake,
             available=lambda: store.available,
             now_ms=store.now_ms,
+            counts=self.counts,
         )
         self._endings = Endings(self._backing)
         self._creation = Creation(self._backing, self._endings)
@@ -390,6 +396,10 @@ class Sessions:
         await self._background.close()
         with suppress(DatabaseError):
             await self._uses.write()
+
+    def _tell(self, event: SessionEvent) -> None:
+        self.counts.events[event.name] += 1
+        self._emit(event)
 
     async def _replay(self, since_ms: int) -> None:
         await self._endings.replay(since_ms)

@@ -75,6 +75,7 @@ class ServiceMetrics(Collector):
         yield from self._store()
         yield from self._limits()
         yield from self._cache()
+        yield from self._sessions()
         yield from self._jobs()
 
     def _store(self) -> Iterable[Metric]:
@@ -142,6 +143,34 @@ class ServiceMetrics(Collector):
             "counterseal_cache_near_bytes",
             "Bytes of cached values in the memory of this process.",
             value=float(self._seal.cache.near_bytes),
+        )
+
+    def _sessions(self) -> Iterable[Metric]:
+        counts = self._seal.sessions.counts
+        reads = CounterMetricFamily(
+            "counterseal_session_reads",
+            "Reads of sessions: a hit needs Redis alone, checked ones the database too; stale ones had no database,"
+            " and those without_redis no Redis.",
+            labels=("outcome",),
+        )
+        outcomes = {
+            "hit": counts.hits,
+            "checked": counts.checked,
+            "stale": counts.stale,
+            "without_redis": counts.without_redis,
+        }
+        for outcome, count in outcomes.items():
+            reads.add_metric((outcome,), count)
+        events = CounterMetricFamily(
+            "counterseal_session_events", "What happened to sessions here, by event.", labels=("event",)
+        )
+        for name in sorted(counts.events):
+            events.add_metric((name,), counts.events[name])
+        yield from (reads, events)
+        yield GaugeMetricFamily(
+            "counterseal_session_pending_seconds",
+            "How long the oldest change of a session has waited for the database, which was down when it was made.",
+            value=self._seal.sessions.pending_age.total_seconds(),
         )
 
     def _jobs(self) -> Iterable[Metric]:
