@@ -43,6 +43,7 @@ def postgres_engine(address: PostgresAddress, *, timeout_s: float, pooled: bool 
             "command_timeout": timeout_s,
             "connection_class": _Connection,
         },
+        hide_parameters=True,  # a traceback tells the statement, and no value
         json_serializer=json_text,
         json_deserializer=json_value,
         **pool,

@@ -105,6 +105,7 @@ def sqlite_engine(data_dir: Path, *, timeout_s: float) -> AsyncEngine:
         URL.create("sqlite+aiosqlite", database=str(data_dir / SQLITE_FILE)),
         pool_timeout=timeout_s,
         pool_use_lifo=True,
+        hide_parameters=True,  # a traceback tells the statement, and no value
     )
     dialect: Any = engine.sync_engine.dialect
     dialect.preparer = _Prefixed

@@ -293,6 +293,12 @@ Index(
     postgresql_where=text("state = 'pending'"),
     sqlite_where=text("state = 'pending'"),
 )
+Index(
+    None,
+    outbox_jobs.c.seq,
+    postgresql_where=text("state = 'pending'"),
+    sqlite_where=text("state = 'pending'"),
+)
 Index(None, outbox_jobs.c.state, outbox_jobs.c.finished_at)
 Index(
     None,

@@ -463,6 +463,14 @@ def _outbox() -> None:
         sqlite_where=sa.text("state = 'pending'"),
     )
     op.create_index(
+        op.f("ix_outbox_jobs_seq"),
+        "outbox_jobs",
+        ["seq"],
+        schema=SCHEMA,
+        postgresql_where=sa.text("state = 'pending'"),
+        sqlite_where=sa.text("state = 'pending'"),
+    )
+    op.create_index(
         op.f("ix_outbox_jobs_state_finished_at"), "outbox_jobs", ["state", "finished_at"], schema=SCHEMA
     )
 
