@@ -84,6 +84,9 @@ class Endings:
             await backing.pending.put(PendingRevocation(user_id, part, reason, at_ms))
             await self._tell(user_id, [part], reason)
             return Revocation(had_copy, pending=True)
+        if ended and had_copy is None:
+            # Redis may be back, and believed, since it was asked; if it is not, nothing is believed before a replay.
+            await self._tombstones(user_id, ended)
         if is_stranger:
             await self._forget_stranger(user_id, part)
         await self._tell(user_id, ended, reason)
