@@ -167,11 +167,12 @@ async def test_every_answer_below_auth_is_stored_by_nobody(site: Site) -> None:
 
 async def test_openapi_describes_every_route_and_what_it_refuses(site: Site) -> None:
     described = (await site.browser().get("/openapi.json")).json()
-    for method, path in ROUTES:
+    for (method, path), wanted in ROUTES.items():
         operation = described["paths"][path][method.lower()]
         assert operation["summary"], path
         refusals = {status for status in operation["responses"] if status >= "400"}
-        assert {"422", "429", "503"} <= refusals, path
+        assert {"403", "413", "422", "429", "503"} <= refusals, path
+        assert "401" in refusals or wanted == NOBODY
         for status in refusals:
             assert list(operation["responses"][status]["content"]) == ["application/problem+json"]
     log_in = described["components"]["schemas"]["LogIn"]["properties"]
@@ -300,6 +301,25 @@ async def test_nobody_logs_others_out_by_what_their_session_is_called(site: Site
     assert await who(client) == ALICE
 
 
+async def test_a_log_in_ends_the_session_that_the_browser_had(site: Site) -> None:
+    desk, program = site.browser(), site.program()
+    await desk.sign_up(ALICE)
+    kept = (await program.log_in(ALICE, tokens="body")).json()["tokens"]["access_token"]
+    before = desk.cookies[ACCESS]
+    assert (await desk.log_in(ALICE)).status_code == 200
+    assert await who(site.program(token=before)) is None
+    assert await who(desk) == ALICE
+    # A log-in that failed ends nothing, nor does one of a program for itself.
+    await desk.log_in(ALICE, password="wrong password")
+    await desk.log_in(ALICE, tokens="body")
+    assert await who(desk) == ALICE
+    assert await who(site.program(token=kept)) == ALICE
+    before = desk.cookies[ACCESS]
+    await desk.sign_up(BOB)
+    assert await who(site.program(token=before)) is None
+    assert await who(desk) == BOB
+
+
 async def test_another_site_logs_nobody_in_and_nobody_out(site: Site) -> None:
     client = site.browser()
     await client.sign_up(ALICE)
@@ -413,6 +433,17 @@ async def test_a_refresh_token_of_the_body_is_answered_in_the_body(site: Site) -
     tokens = answer.json()["tokens"]
     assert tokens["refresh_token"] != held["refresh_token"]
     assert await who(site.program(token=tokens["access_token"])) == ALICE
+
+
+async def test_no_script_gets_the_token_of_a_cookie_told(site: Site) -> None:
+    client = site.browser()
+    await client.sign_up(ALICE)
+    for body in ({"refresh_token": ""}, {"refresh_token": "x"}):
+        problem(await client.post("/api/auth/refresh", json=body), 401, "unauthorized")
+    for body in ({}, {"refresh_token": None}):
+        assert (await client.post("/api/auth/refresh", json=body)).json()["tokens"] is None
+    problem(await client.post("/api/auth/refresh", json={"tokens": "body"}), 422, "request_invalid")
+    assert await who(client) == ALICE
 
 
 async def test_eight_refreshes_at_once_leave_every_tab_logged_in(site: Site) -> None:

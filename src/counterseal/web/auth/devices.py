@@ -20,7 +20,7 @@ from counterseal.web.sessions import current_session, fresh_session, recent_logi
 
 def device_routes(seal: Counterseal) -> APIRouter:
     """`me`, `sessions`, `sessions/{session_id}` and `sessions/revoke-others`."""
-    router = auth_router()
+    router = auth_router(refusals=(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND))
 
     @router.get("/me")
     async def me(session: Annotated[Session, Depends(current_session)]) -> MeBody:

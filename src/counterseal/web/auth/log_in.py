@@ -29,7 +29,7 @@ from counterseal.web.auth.bodies import (
 from counterseal.web.auth.delivery import Delivery, clear_tokens
 from counterseal.web.auth.refusal import unless_refused
 from counterseal.web.auth.route import auth_router
-from counterseal.web.caller import caller_of
+from counterseal.web.caller import Carrier, caller_of
 from counterseal.web.cookies import REFRESH, read_cookie
 from counterseal.web.problems import describe, problem_response
 from counterseal.web.sessions import unauthorized
@@ -59,10 +59,16 @@ def user_body(user: User) -> UserBody:
 
 def log_in_routes(seal: Counterseal) -> APIRouter:
     """`sign-up`, `log-in`, `totp/log-in`, `refresh` and `log-out`."""
-    router = auth_router()
+    router = auth_router(refusals=(HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.CONFLICT))
     accounts, web, delivery = seal.accounts, seal.settings.web, Delivery(seal)
 
-    def logged_in(made: LoggedIn, response: Response, *, in_body: bool) -> LoggedInBody:
+    async def logged_in(
+        made: LoggedIn, request: Request, response: Response, *, in_body: bool
+    ) -> LoggedInBody:
+        if not in_body:
+            # The cookies that go now would have left it alive, where nobody has its tokens (ASVS 5.0, 7.2.4).
+            for before in _named(seal, request, of_cookies=True):
+                await seal.sessions.revoke(before, reason=Reason.LOGOUT)
         return LoggedInBody(
             user=user_body(made.user),
             session_id=made.session.session_id,
@@ -80,7 +86,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
             user_agent=client.user_agent,
             ip=client.ip,
         )
-        return logged_in(unless_refused(answer), response, in_body=body.tokens == "body")
+        return await logged_in(unless_refused(answer), request, response, in_body=body.tokens == "body")
 
     @router.post("/log-in")
     async def log_in(body: LogIn, request: Request, response: Response) -> LoggedInBody | TotpNeededBody:
@@ -97,7 +103,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
         )
         if isinstance(answer, TotpNeeded):
             return TotpNeededBody(ticket=answer.ticket, expires_at=answer.expires_at)
-        return logged_in(answer, response, in_body=body.tokens == "body")
+        return await logged_in(answer, request, response, in_body=body.tokens == "body")
 
     @router.post("/totp/log-in")
     async def finish_log_in(body: SecondStep, request: Request, response: Response) -> LoggedInBody:
@@ -109,13 +115,15 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
             user_agent=client.user_agent,
             ip=client.ip,
         )
-        return logged_in(unless_refused(answer), response, in_body=body.tokens == "body")
+        return await logged_in(unless_refused(answer), request, response, in_body=body.tokens == "body")
 
     @router.post("/refresh")
     async def refresh(request: Request, response: Response, body: Held | None = None) -> RenewedBody:
         """New tokens for a refresh token: of the body, else of the cookie; they go where it came from."""
+        # A page that could have the token of the cookie told in the body would have it stolen by a script of others.
         held = _held(body)
-        made = await seal.sessions.rotate(held or read_cookie(request.scope["headers"], REFRESH) or "")
+        token = read_cookie(request.scope["headers"], REFRESH) if held is None else held
+        made = None if token is None else await seal.sessions.rotate(token)
         if made is None:
             raise unauthorized()
         return RenewedBody(
@@ -131,7 +139,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
         """
         response = Response(status_code=HTTPStatus.NO_CONTENT)
         try:
-            for session_id in _named(seal, request, _held(body)):
+            for session_id in _named(seal, request, held=_held(body)):
                 ended = await seal.sessions.revoke(session_id, reason=Reason.LOGOUT)
                 if ended.pending:
                     response.status_code = HTTPStatus.ACCEPTED
@@ -149,12 +157,15 @@ def _held(body: Held | None) -> str | None:
     return None if token is None else token.get_secret_value()
 
 
-def _named(seal: Counterseal, request: Request, held: str | None) -> set[str]:
-    """The sessions that the tokens of a request name. No round trip.
+def _named(
+    seal: Counterseal, request: Request, *, held: str | None = None, of_cookies: bool = False
+) -> set[str]:
+    """The sessions that the tokens of a request name; with `of_cookies` only those in cookies. No round trip.
 
     A refresh token that was replaced long ago still names its session: whoever has it may end it.
     """
-    refresh = parse_refresh_token(held or read_cookie(request.scope["headers"], REFRESH))
-    claims = caller_of(request.scope).claims
+    refresh = parse_refresh_token(read_cookie(request.scope["headers"], REFRESH) if held is None else held)
+    caller = caller_of(request.scope)
+    claims = caller.claims if not of_cookies or caller.carrier is Carrier.COOKIE else None
     found = {refresh.session_id} if refresh is not None and was_issued(refresh, seal.keyring) else set[str]()
     return found if claims is None else {*found, claims.session_id}

@@ -22,7 +22,7 @@ from counterseal.web.sessions import fresh_session
 
 def password_routes(seal: Counterseal) -> APIRouter:
     """`password`, `password/forgot`, `password/reset`, `email/send-verification` and `email/verify`."""
-    router = auth_router()
+    router = auth_router(refusals=(HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED))
     accounts, web, delivery = seal.accounts, seal.settings.web, Delivery(seal)
 
     def check_mail(kind: type) -> None:

@@ -16,6 +16,13 @@ from counterseal.web.problems import MEDIA_TYPE
 
 LONGEST_BODY: Final = 16 * 1024
 
+_COMMON: Final = (
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+)
 _TEXT: Final = {"type": "string"}
 _FAULT: Final = {
     "type": "object",
@@ -71,12 +78,11 @@ class _Bounded(Request):
 
 def auth_router(prefix: str = "", *, refusals: tuple[HTTPStatus, ...] = ()) -> APIRouter:
     """A router below `/api/auth`. `refusals` are the errors of its routes, besides those that every one has."""
-    common = (HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
     return APIRouter(
         prefix=f"/api/auth{prefix}",
         route_class=AuthRoute,
         tags=["auth"],
-        responses={status.value: _described(status) for status in (*refusals, *common)},
+        responses={status.value: _described(status) for status in sorted((*refusals, *_COMMON))},
     )
 
 

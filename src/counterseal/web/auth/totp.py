@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -33,7 +34,9 @@ Recent = Annotated[Session, Depends(recent_login)]
 
 def totp_routes(seal: Counterseal) -> APIRouter:
     """`totp` and what is below it, save the second step of a log-in."""
-    router = auth_router("/totp")
+    router = auth_router(
+        "/totp", refusals=(HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.CONFLICT)
+    )
     totp, delivery = seal.accounts.totp, Delivery(seal)
 
     def given(tokens: Tokens | None, request: Request, response: Response) -> TokensBody | None:
