@@ -13,6 +13,8 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from counterseal.core.errors import ConfigurationError, Conflict, DatabaseError, DatabaseUnavailable
+from counterseal.database import migration
+from counterseal.database.address import parse_postgres_url
 from counterseal.database.engine import Database
 from support.ports import free_port
 from support.postgres import PASSWORD, PgBouncer, Postgres
@@ -158,6 +160,36 @@ async def test_transactions_run_through_a_pooler_in_transaction_mode(
         async with database(f"{pooler.url}?pgbouncer=true", tmp_path) as made:
             found = await asyncio.gather(*(scalar(made, f"SELECT {n} + 0 * {n % 3}") for n in range(20)))
             assert found == list(range(20))
+
+
+async def test_nothing_is_left_on_the_connections_of_a_pooler(postgres: Postgres, tmp_path: Path) -> None:
+    with PgBouncer(postgres) as pooler:
+        async with database(f"{pooler.url}?pgbouncer=true", tmp_path) as made:
+            await made.upgrade()
+            await asyncio.gather(*(scalar(made, f"SELECT {n}") for n in range(20)))
+            for left in (
+                "SELECT count(*) FROM pg_prepared_statements",
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'",
+                # The pooler itself keeps the encoding of each client.
+                "SELECT count(*) FROM pg_settings WHERE source = 'session' AND name <> 'client_encoding'",
+            ):
+                assert await scalar(made, left) == 0, left
+            await made.run_patiently(migration.downgrade)
+
+
+@pytest.mark.parametrize(
+    ("rest", "pooled"),
+    [
+        ("host:6543/d", True),
+        ("host:5432/d", False),
+        ("host:5432/d?pgbouncer=true", True),
+        ("host:6543/d?sslmode=require", True),
+    ],
+)
+def test_the_port_of_supabase_or_a_parameter_means_a_pooler(rest: str, pooled: bool) -> None:
+    address = parse_postgres_url(f"postgresql://u:p@{rest}")
+    assert address.pooled is pooled
+    assert address.connect_args.get("statement_cache_size", 100) == (0 if pooled else 100)
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,23 @@ async def test_an_upgrade_that_fails_half_way_leaves_nothing(bare: Place) -> Non
         assert await database.revision() is None
 
 
+async def test_an_upgrade_of_sqlite_is_taken_back_when_rows_would_refer_to_nothing(
+    databases: Databases, tmp_path: Path
+) -> None:
+    async with databases.place("sqlite", tmp_path, migrated=False) as place, place.database() as database:
+        async with database.begin() as connection:
+            await connection.execute(text("CREATE TABLE parent (id INTEGER PRIMARY KEY)"))
+            await connection.execute(text("CREATE TABLE child (parent INTEGER REFERENCES parent)"))
+
+        def orphan(connection: Connection) -> None:
+            connection.execute(text("INSERT INTO child VALUES (7)"))
+
+        await database.run_patiently(orphan)
+        with pytest.raises(DatabaseError, match="1 rows that refer to nothing"):
+            await database.upgrade()
+        assert await names_of(database) == {"parent", "child"}
+
+
 async def test_sqlite_is_upgraded_when_it_is_prepared_and_postgresql_says_what_to_run(bare: Place) -> None:
     async with bare.database() as database:
         if database.kind == "sqlite":

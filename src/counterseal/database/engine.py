@@ -115,17 +115,21 @@ class Database:
     async def run_patiently(self, work: Callable[[Connection], _T]) -> _T:
         """Run a function in a transaction that may write and may take long: ten minutes for a statement.
 
-        On PostgreSQL it has a connection of its own. Raises as `begin` does.
+        It has a connection of its own. On SQLite that one does not look at foreign keys, so that tables can be made
+        anew. Raises as `begin` does.
         """
-        if self._postgres is None or self._engine is None:
-            async with self.begin() as connection:
-                return await connection.run_sync(work)
-        engine = postgres_engine(self._postgres, timeout_s=_PATIENCE_S, pooled=False)
-        try:
+        if self._engine is None:
+            raise DatabaseUnavailable("the database is not open")
+        if self._postgres is None:
+            engine = for_writes(sqlite_engine(self._data_dir, timeout_s=_PATIENCE_S, foreign_keys=False))
+        else:
+            engine = postgres_engine(self._postgres, timeout_s=_PATIENCE_S, pooled=False)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(engine.dispose)
+            if self._writers is not None:
+                await stack.enter_async_context(self._writers.turn())
             async with self._transaction(engine) as connection:
                 return await connection.run_sync(work)
-        finally:
-            await engine.dispose()
 
     async def revision(self) -> str | None:
         """The revision that the tables are at; None when there are none. One transaction. Raises as `begin` does."""

@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import BigInteger, Connection, bindparam, func, select, text
 from sqlalchemy.schema import CreateSchema
 
-from counterseal.core.errors import ConfigurationError
+from counterseal.core.errors import ConfigurationError, DatabaseError
 from counterseal.database.address import NAME
 from counterseal.database.tables import SCHEMA
 
@@ -48,13 +48,15 @@ def is_known(found: str) -> bool:
 def upgrade(connection: Connection) -> str | None:
     """Bring the tables to `HEAD`. Returns the revision that they were at.
 
-    Raises `ConfigurationError` when a newer release has upgraded them.
+    Raises `ConfigurationError` when a newer release has upgraded them, and `DatabaseError` when rows of SQLite refer
+    to rows that are not there.
     """
     _make_room(connection)
     found = revision(connection)
     check_known(found, connection.dialect.name)
     if found != HEAD:
         command.upgrade(_configuration(connection), "head")
+        _check_references(connection)
     return found
 
 
@@ -97,6 +99,16 @@ def _make_room(connection: Connection) -> None:
     there = connection.execute(text("SELECT to_regnamespace(:name) IS NOT NULL"), {"name": SCHEMA})
     if not there.scalar_one():
         connection.execute(CreateSchema(SCHEMA))
+
+
+def _check_references(connection: Connection) -> None:
+    """See that every foreign key of SQLite leads somewhere: nobody looked while tables were made anew."""
+    if connection.dialect.name != "sqlite":
+        return
+    if lost := connection.execute(text("PRAGMA foreign_key_check")).all():
+        raise DatabaseError(
+            f"the upgrade was taken back: it would leave {len(lost)} rows that refer to nothing"
+        )
 
 
 def _configuration(connection: Connection) -> Config:

@@ -99,7 +99,7 @@ def make_sqlite(data_dir: Path, *, timeout_s: float) -> None:
         raise sqlite_error(fault) from fault
 
 
-def sqlite_engine(data_dir: Path, *, timeout_s: float) -> AsyncEngine:
+def sqlite_engine(data_dir: Path, *, timeout_s: float, foreign_keys: bool = True) -> AsyncEngine:
     """An engine for reads; `for_writes` makes the other one."""
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(data_dir / SQLITE_FILE)),
@@ -111,7 +111,7 @@ def sqlite_engine(data_dir: Path, *, timeout_s: float) -> AsyncEngine:
     dialect.preparer = _Prefixed
     preparer: IdentifierPreparer = _Prefixed(dialect)
     dialect.identifier_preparer = preparer
-    pragmas = _pragmas(timeout_s)
+    pragmas = _pragmas(timeout_s, foreign_keys=foreign_keys)
 
     def prepare(connection: _DriverConnection, record: object) -> None:
         _prepare(connection, pragmas)
@@ -127,12 +127,12 @@ def for_writes(engine: AsyncEngine) -> AsyncEngine:
     return engine.execution_options(**{_WRITING: True})
 
 
-def _pragmas(timeout_s: float) -> tuple[str, ...]:
+def _pragmas(timeout_s: float, *, foreign_keys: bool = True) -> tuple[str, ...]:
     return (
         f"PRAGMA busy_timeout = {int(timeout_s * 1000)}",
         "PRAGMA journal_mode = WAL",
         "PRAGMA synchronous = FULL",  # what was committed survives a power cut, in WAL too
-        "PRAGMA foreign_keys = ON",
+        f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}",
         "PRAGMA recursive_triggers = ON",  # INSERT OR REPLACE asks the triggers for DELETE too
     )
 
