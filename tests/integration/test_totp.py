@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import func, insert, select, update
 
 from counterseal.accounts.refused import Refused
+from counterseal.accounts.totp_config import find_config, use_otherwise, use_step
 from counterseal.accounts.totp_enrolment import BackupCodes, Disabled, Enrolment
 from counterseal.accounts.totp_verification import SteppedUp, Verified
-from counterseal.core.errors import DatabaseUnavailable
+from counterseal.core.errors import ConfigurationError, DatabaseUnavailable
 from counterseal.database.engine import Database
 from counterseal.database.tables import (
     domain_settings,
@@ -443,6 +444,26 @@ async def test_a_hundred_wrong_codes_in_a_row_stop_the_factor_until_somebody_has
     assert (await actions(house, user.user_id))[-1] == "mfa.restarted"
 
 
+async def test_a_factor_that_was_stopped_or_replaced_while_a_code_was_looked_at_takes_it_no_more(
+    house: House,
+) -> None:
+    user = await enrol(house)
+    backing, keyring = house.accounts._backing, house.accounts.totp._verification._keyring
+    async with house.database.read() as connection:
+        seen = await find_config(connection, user.user_id, "enabled")
+    assert seen is not None
+    step = house.store.now_ms() // 30_000 + 1
+    await write(house, update(totp_configs).values(failed_in_row=100))
+    async with house.database.begin() as connection:
+        assert not await use_step(connection, seen, step, keyring, now=backing.now())
+        assert not await use_otherwise(connection, seen, now=backing.now())
+    await write(house, update(totp_configs).values(failed_in_row=0))
+    next_step(house)
+    await enable(house, user.session)
+    async with house.database.begin() as connection:
+        assert not await use_step(connection, seen, step + 10, keyring, now=backing.now())
+
+
 async def test_a_right_code_begins_the_row_of_wrong_ones_anew(house: House) -> None:
     user = await enrol(house)
     await write(house, update(totp_configs).values(failed_in_row=99))
@@ -485,6 +506,16 @@ async def test_a_step_up_by_backup_code_says_so(house: House) -> None:
     assert isinstance(made, SteppedUp)
     assert made.step_up.method == "backup_code"
     assert await actions(house, user.user_id) == ["mfa.enabled", "mfa.backup_used"]
+
+
+async def test_a_step_up_for_what_can_be_no_request_is_refused_before_the_code_is_used(house: House) -> None:
+    user = await enrol(house)
+    next_step(house)
+    code = code_of(house, user.secret)
+    for odd in ("", "x" * 129, "a\0b"):
+        with pytest.raises(ConfigurationError, match=r"^request_id: "):
+            await house.accounts.totp.step_up(user.session, code, context=Context.SIGNING, request_id=odd)
+    assert await verify(house, user, code, context=Context.SIGNING) == "right"
 
 
 async def test_of_step_ups_at_once_with_one_code_one_is_noted(house: House) -> None:

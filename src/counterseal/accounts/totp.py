@@ -49,7 +49,7 @@ class Totp:
 
         At most three round trips; one transaction that reads and one that writes.
         """
-        return await self._verification.verify(user_id, code, context=context, address=address)
+        return await self._verification.verify(user_id, code, context=Context(context), address=address)
 
     async def step_up(
         self,
@@ -62,11 +62,12 @@ class Totp:
     ) -> SteppedUp | Refused:
         """Take a code as `verify`, note in the session what it was shown for, and give it new tokens, all or nothing.
 
-        Only a code that was shown for a request authorises its signature. Refused as `verify`, and as `session_ended`.
-        At most four round trips; one transaction that reads and one that writes.
+        Only a code that was shown for a request (text of 1 to 128 bytes) authorises its signature. Refused as `verify`,
+        and as `session_ended`. Raises `ConfigurationError` for what can't be a request. At most four round trips; one
+        transaction that reads and one that writes.
         """
         return await self._verification.step_up(
-            session, code, context=context, request_id=request_id, address=address
+            session, code, context=Context(context), request_id=request_id, address=address
         )
 
     # -- setting up ----------------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ class Totp:
         try:
             async with self._backing.database.read() as connection:
                 policy = await find_policy(connection, user_id, now=self._backing.now())
-            return policy.needs(context)
+            return policy.needs(Context(context))
         except Exception as fault:  # noqa: BLE001 - whatever it is, nobody gets in by it
             logger.warning("a TOTP policy can't be read, so a code is needed (%s)", type(fault).__name__)
             return True

@@ -215,7 +215,7 @@ class Enrolling:
 
         await self._backing.sessions.revoke_all(user_id, reason=Reason.MFA_CHANGE, also=write)
         await forget_state(self._backing, user_id)
-        return removed[-1]
+        return removed == [True]
 
     async def _recent(self, session: Session) -> Session | Refused:
         """The session as the database has it, when it is live and its log-in is at most ten minutes old."""

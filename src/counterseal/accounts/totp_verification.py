@@ -31,6 +31,7 @@ from counterseal.accounts.totp_guesses import Guesses
 from counterseal.accounts.totp_policy import forget_state
 from counterseal.core.keyring import Keyring
 from counterseal.database.tables import users
+from counterseal.sessions.identity import checked_identifier
 from counterseal.sessions.session import Context, Session, StepUp, Tokens
 
 Method = Literal["totp", "backup_code"]
@@ -102,6 +103,8 @@ class Verification:
     ) -> SteppedUp | Refused:
         """See `Totp.step_up`."""
         sessions, session_id = self._backing.sessions, session.session_id
+        if request_id is not None:
+            checked_identifier("request_id", request_id)  # before the code is used up for nothing
 
         async def spend(candidate: Candidate) -> SteppedUp | Refused:
             noted: list[StepUp] = []
