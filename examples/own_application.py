@@ -1,17 +1,27 @@
 """counterseal inside an application of your own: `uvicorn --app-dir examples own_application:app`.
 
 The application keeps profiles in the cache and the page of prices as a whole response, limits how often it may be
-asked, and has counterseal's health and metrics below /counterseal.
+asked, shows people who they are logged in as, and has counterseal's own routes below /counterseal.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException
 
 from counterseal import Counterseal
-from counterseal.web import RateLimitMiddleware, ResponseCache, create_app, limited, response_kind
+from counterseal.web import (
+    RateLimitMiddleware,
+    ResponseCache,
+    Session,
+    SessionMiddleware,
+    create_app,
+    current_session,
+    limited,
+    response_kind,
+)
 
 PAGES = response_kind("page", timedelta(minutes=1), stale_if_error=timedelta(hours=1))
 
@@ -28,6 +38,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 app.mount("/counterseal", create_app(seal))
 app.add_middleware(RateLimitMiddleware, seal=seal, routes={"/profiles": "api"})
+app.add_middleware(SessionMiddleware, seal=seal)
 public = APIRouter(route_class=pages.route_class)
 
 
@@ -47,6 +58,11 @@ async def get_profile(user_id: str) -> dict[str, object]:
 @app.post("/profiles/{user_id}/mail", dependencies=[Depends(limited("email"))])
 async def mail_profile(user_id: str) -> dict[str, str]:
     return {"job": await seal.jobs.enqueue("email", {"to": user_id})}
+
+
+@app.get("/me")
+async def get_me(session: Annotated[Session, Depends(current_session)]) -> dict[str, str]:
+    return {"user": session.user_id, "device": session.device}
 
 
 @public.get("/prices")

@@ -21,6 +21,12 @@ async def main() -> None:
         await seal.cache.user_profiles.invalidate("ada")
         print("cache, after invalidate:", await seal.cache.user_profiles.get("ada"))
 
+        made = await seal.sessions.create(user_id="ada", email="ada@example.com", user_agent="curl/8.14.1")
+        session = await seal.sessions.get(made.session_id)
+        print("session:", session.device if session else "gone")
+        await seal.sessions.revoke(made.session_id)
+        print("session, after revoke:", await seal.sessions.get(made.session_id))
+
         async with seal.worker({"email": send_mail}):
             job_id = await seal.jobs.enqueue("email", {"to": "ada@example.com"})
             await sent.wait()

@@ -26,6 +26,8 @@ def test_the_quickstart_shows_every_service_at_work(tmp_path: Path) -> None:
     assert ended.stdout.splitlines() == [
         "cache: {'name': 'Ada Lovelace'}",
         "cache, after invalidate: None",
+        "session: curl",
+        "session, after revoke: None",
         "worker: mail to {'to': 'ada@example.com'}, attempt 1",
         "job: completed",
         "analytics: Today(views=1, signatures=0, requests=1, users=1)",
@@ -48,6 +50,14 @@ with TestClient(app) as client:
     assert first.json() == again.json() == {"envelope": 2, "seal": 5}
     assert "hit" in again.headers["Cache-Status"]
     assert client.get("/prices", headers={"If-None-Match": again.headers["ETag"]}).status_code == 304
+    assert client.get("/me").status_code == 401
+    made = client.post(
+        "/counterseal/api/auth/sign-up",
+        json={"email": "ada@example.com", "password": "a clear night in May", "tokens": "body"},
+        headers={"User-Agent": "curl/8.14.1"},
+    ).json()
+    me = client.get("/me", headers={"Authorization": "Bearer " + made["tokens"]["access_token"]}).json()
+    assert me == {"user": made["session_id"].partition(".")[0], "device": "curl"}
 """
 
 
