@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from counterseal.accounts.attempts import Attempts
 from counterseal.accounts.policies import COUNTED_ELSEWHERE, POLICIES
@@ -14,7 +16,8 @@ from counterseal.analytics.service import Analytics
 from counterseal.audit.service import Audit
 from counterseal.cache.kind import Kind, configured
 from counterseal.cache.service import Cache
-from counterseal.core.errors import ConfigurationError
+from counterseal.core.background import Background
+from counterseal.core.errors import ConfigurationError, DatabaseError
 from counterseal.core.events import Events, Listener
 from counterseal.core.keyring import Keyring
 from counterseal.core.settings import Environment, Settings
@@ -30,6 +33,9 @@ from counterseal.store.keys import Keys
 from counterseal.store.open import open_store
 
 _T = TypeVar("_T")
+
+_CLEAN_EVERY_S: Final = 600.0
+_CLEAN_AT_ONCE: Final = 1000
 
 
 class Counterseal:
@@ -115,6 +121,7 @@ class Counterseal:
         self.health = Health(self.store, probes=self._probes(), settings=settings)
         self._keys = keys
         self.keyring = keyring
+        self._background = Background()
         self._open: AsyncExitStack | None = None
 
     @classmethod
@@ -160,6 +167,8 @@ class Counterseal:
             await stack.enter_async_context(self.outbox)
             await stack.enter_async_context(self.sessions)
             stack.push_async_callback(self.health.close)
+            stack.push_async_callback(self._background.close)
+            self._background.keep("clean up what has expired", self._clean_up)
             self._open = stack.pop_all()
         return self
 
@@ -169,6 +178,15 @@ class Counterseal:
         stack, self._open = self._open, None
         if stack is not None:
             await stack.aclose()
+
+    async def _clean_up(self) -> None:
+        """Remove what has expired, every ten minutes. Processes do it in turn, or at once: it does no harm."""
+        while True:
+            await asyncio.sleep(_CLEAN_EVERY_S * random.uniform(0.5, 1))  # noqa: S311 - spreads load, hides nothing
+            with suppress(DatabaseError):  # it is told of where somebody waits for it
+                while await self.sessions.cleanup_expired(_CLEAN_AT_ONCE) == _CLEAN_AT_ONCE:
+                    pass
+                await self.accounts.cleanup_expired()
 
     def _wake(self) -> None:
         self.outbox.wake()
