@@ -6,7 +6,7 @@ import asyncio
 import base64
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from pydantic import SecretStr
+from sqlalchemy import update
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -24,6 +25,7 @@ from starlette.types import ASGIApp, Message, Scope
 from counterseal.app import Counterseal
 from counterseal.core.errors import ConfigurationError
 from counterseal.core.keyring import Keyring
+from counterseal.database.tables import user_sessions
 from counterseal.sessions.access_token import AccessClaims, issue_access_token
 from counterseal.sessions.session import Created, Session
 from counterseal.web import (
@@ -179,6 +181,7 @@ async def worthless(site: Site) -> Mapping[str, list[tuple[str, str]]]:
     live = await made(site)
     token, session_id = live.access_token, live.session_id
     header, payload, mark = token.split(".")
+    another = (await made(site)).access_token
     revoked = await made(site, "bob")
     await seal.sessions.revoke(revoked.session_id)
     ended = await made(site, "carol")
@@ -214,6 +217,11 @@ async def worthless(site: Site) -> Mapping[str, list[tuple[str, str]]]:
     fields |= {f"{name}, cookie": [("Cookie", f"__Host-cs_at={text}")] for name, text in tokens.items()}
     return {
         **fields,
+        "two live cookies": [("Cookie", f"__Host-cs_at={token}; __Host-cs_at={another}")],
+        "two live bearer tokens": [
+            ("Authorization", f"Bearer {token}"),
+            ("Authorization", f"Bearer {another}"),
+        ],
         "two cookies in one line": [("Cookie", f"__Host-cs_at={token}; __Host-cs_at=x")],
         "two lines of cookies": [("Cookie", f"__Host-cs_at={token}"), ("Cookie", "__Host-cs_at=x")],
         "two authorizations": [("Authorization", f"Bearer {token}"), ("Authorization", "Bearer x")],
@@ -288,6 +296,22 @@ async def test_a_request_that_asks_twice_costs_one_look(site: Site) -> None:
         return one is two is await current_session(request)
 
     assert (await ask(site, "/api/both", bearer=(await made(site)).access_token)).json() is True
+
+
+async def test_what_matters_most_is_asked_of_the_database_and_not_of_a_copy(site: Site) -> None:
+    live = await made(site, amr=("pwd", "otp"))
+    assert (await ask(site, bearer=live.access_token)).status_code == 200
+    # As another process ends it whose message to Redis is lost.
+    async with site.seal.database.begin() as connection:
+        await connection.execute(
+            update(user_sessions).values(
+                state="revoked", revoked_at=datetime.now(UTC), revoke_reason="admin", version=99
+            )
+        )
+    assert (await ask(site, bearer=live.access_token)).status_code == 200
+    for path in ("/api/requests/7/sign", "/api/fresh", "/api/recent"):
+        problem(await ask(site, path, method="POST", bearer=live.access_token), 401, "unauthorized")
+    problem(await ask(site, bearer=live.access_token), 401, "unauthorized")
 
 
 # -- fresh log-ins and second factors ----------------------------------------------------------------------------------
