@@ -145,6 +145,19 @@ Index(
     postgresql_where=text("state = 'active'"),
     sqlite_where=text("state = 'active'"),
 )
+Index(
+    None,
+    user_sessions.c.idle_seconds,
+    user_sessions.c.last_used_at,
+    postgresql_where=text("state = 'active'"),
+    sqlite_where=text("state = 'active'"),
+)
+Index(
+    None,
+    user_sessions.c.revoked_at,
+    postgresql_where=text("state = 'revoked'"),
+    sqlite_where=text("state = 'revoked'"),
+)
 Index(None, user_sessions.c.absolute_expires_at)
 
 session_step_ups: Final = Table(

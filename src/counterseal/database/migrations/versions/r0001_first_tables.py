@@ -375,6 +375,22 @@ def _sessions() -> None:
         op.f("ix_user_sessions_absolute_expires_at"), "user_sessions", ["absolute_expires_at"], schema=SCHEMA
     )
     op.create_index(
+        op.f("ix_user_sessions_idle_seconds_last_used_at"),
+        "user_sessions",
+        ["idle_seconds", "last_used_at"],
+        schema=SCHEMA,
+        postgresql_where=sa.text("state = 'active'"),
+        sqlite_where=sa.text("state = 'active'"),
+    )
+    op.create_index(
+        op.f("ix_user_sessions_revoked_at"),
+        "user_sessions",
+        ["revoked_at"],
+        schema=SCHEMA,
+        postgresql_where=sa.text("state = 'revoked'"),
+        sqlite_where=sa.text("state = 'revoked'"),
+    )
+    op.create_index(
         op.f("ix_user_sessions_user_id_last_used_at"),
         "user_sessions",
         ["user_id", "last_used_at"],
