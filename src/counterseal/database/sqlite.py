@@ -90,8 +90,13 @@ def make_sqlite(data_dir: Path, *, timeout_s: float) -> None:
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = data_dir / SQLITE_FILE
-        # SQLite would let everybody read it, and gives the files beside it the same rights.
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        if not file.exists():
+            # SQLite would let everybody read it, and gives the files beside it the same rights.
+            with suppress(FileExistsError):
+                os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        # Opening it would tell as well, but closing it then takes away every lock that this process has on the file.
+        elif not os.access(file, os.R_OK | os.W_OK):
+            raise PermissionError(file.name)
         with closing(sqlite3.connect(file)) as connection:
             for pragma in _pragmas(timeout_s):
                 connection.execute(pragma)
