@@ -60,6 +60,9 @@ _COLUMNS: Final = (
     _s.user_agent,
     _s.ip,
 )
+# Literals, for an index of the rows of one state is of use to a statement that names it.
+_ACTIVE: Final = _s.state == literal_column("'active'")
+_REVOKED: Final = _s.state == literal_column("'revoked'")
 _GLOBAL: Final = func.coalesce(
     select(global_epochs.c.value).where(global_epochs.c.name == EVERYBODY).scalar_subquery(), 0
 )
@@ -177,17 +180,14 @@ async def lock_sessions(connection: AsyncConnection, user_id: str) -> None:
     """
     await connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True))
     await connection.execute(
-        select(_s.session_id)
-        .where(_s.user_id == user_id, _s.state == "active")
-        .order_by(_s.session_id)
-        .with_for_update()
+        select(_s.session_id).where(_s.user_id == user_id, _ACTIVE).order_by(_s.session_id).with_for_update()
     )
 
 
 async def read_rows_of(connection: AsyncConnection, user_id: str) -> list[Row]:
     """The active rows of a user, least recently used first; some of them may have ended by time. No step-ups."""
     found = await connection.execute(
-        _ROWS.where(_s.user_id == user_id, _s.state == "active").order_by(_s.last_used_at, _s.created_at)
+        _ROWS.where(_s.user_id == user_id, _ACTIVE).order_by(_s.last_used_at, _s.created_at)
     )
     return [_row(record, ()) for record in found]
 
@@ -243,7 +243,7 @@ async def end_rows(
 
     Their step-ups are gone as well.
     """
-    where = [_s.user_id == user_id, _s.state == "active"]
+    where = [_s.user_id == user_id, _ACTIVE]
     if parts is not None:
         where.append(_s.session_id.in_(parts))
     if but is not None:
@@ -327,7 +327,7 @@ async def replace_token(
         update(user_sessions)
         .where(
             _is(user_id, part),
-            _s.state == "active",
+            _ACTIVE,
             _s.rt_hash == old,
             _s.global_epoch >= _GLOBAL,
             _s.epoch >= user_epoch,
@@ -359,7 +359,7 @@ async def catch_up_token(
     """Write a rotation that was accepted while the database was down, unless the row is as new; whether it was."""
     written = await connection.execute(
         update(user_sessions)
-        .where(_is(user_id, part), _s.state == "active", _s.version < version)
+        .where(_is(user_id, part), _ACTIVE, _s.version < version)
         .values(
             rt_hash=new,
             rt_prev_hash=old,
@@ -399,7 +399,7 @@ _NOTE_USE: Final = (
     .where(
         _s.user_id == bindparam("of_user"),
         _s.session_id == bindparam("of_part"),
-        _s.state == "active",
+        _ACTIVE,
         _s.last_used_at < bindparam("used_at", type_=Ts()),
     )
     .values(last_used_at=bindparam("used_at", type_=Ts()))
@@ -409,7 +409,7 @@ _NOTE_USE: Final = (
 async def revoked_since(connection: AsyncConnection, since_ms: int) -> list[tuple[str, str]]:
     """User and part of every session that was revoked since then and could still be alive in Redis."""
     found = await connection.execute(
-        select(_s.user_id, _s.session_id).where(_s.state == "revoked", _s.revoked_at >= instant(since_ms))
+        select(_s.user_id, _s.session_id).where(_REVOKED, _s.revoked_at >= instant(since_ms))
     )
     return [(record.user_id, record.session_id) for record in found]
 
@@ -432,7 +432,7 @@ async def find_expired(connection: AsyncConnection, *, now_ms: int, limit: int) 
     by_time = or_(_s.absolute_expires_at <= now, _s.global_epoch < oldest)
     certain = await connection.execute(
         select(_s.user_id, _s.session_id)
-        .where(_s.state == "active", by_time)
+        .where(_ACTIVE, by_time)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
@@ -443,7 +443,7 @@ async def find_expired(connection: AsyncConnection, *, now_ms: int, limit: int) 
         idle = await connection.execute(
             select(_s.user_id, _s.session_id)
             .where(
-                _s.state == "active",
+                _ACTIVE,
                 _s.idle_seconds == seconds,
                 _s.last_used_at <= instant(now_ms - seconds * 1000),
                 ~by_time,
@@ -455,14 +455,14 @@ async def find_expired(connection: AsyncConnection, *, now_ms: int, limit: int) 
     return ended
 
 
-_IDLES: Final = select(_s.idle_seconds).where(_s.state == "active").distinct()
+_IDLES: Final = select(_s.idle_seconds).where(_ACTIVE).distinct()
 
 
 async def delete_ended(connection: AsyncConnection, *, before: datetime, limit: int) -> int:
     """Remove what has ended before a time; how many rows."""
     chosen = (
         select(_s.user_id, _s.session_id)
-        .where(_s.state == "revoked", _s.revoked_at < before)
+        .where(_REVOKED, _s.revoked_at < before)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
