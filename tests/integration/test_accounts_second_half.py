@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
@@ -151,6 +152,24 @@ async def test_a_ticket_is_worth_nothing_for_a_suspended_and_for_a_locked_accoun
     assert suspended.code == "account_suspended"
     await house.accounts.restore(made.user.id, by="root")
     assert isinstance(await finish(house, needed.ticket, house.code(secret)), LoggedIn)  # nothing was used up
+
+
+async def test_an_account_that_is_suspended_after_its_code_was_taken_gets_no_session(house: House) -> None:
+    made = await house.sign_up()
+    secret, _ = await house.with_totp(made)
+    needed, totp = await half(house), house.accounts.totp
+    verify = totp.verify
+
+    async def and_then_suspended(*args: Any, **more: Any) -> Any:
+        verified = await verify(*args, **more)
+        await house.accounts.suspend(made.user.id, by="root")
+        return verified
+
+    totp.verify = and_then_suspended  # type: ignore[method-assign]
+    refused = await finish(house, needed.ticket, house.code(secret))
+    assert isinstance(refused, Refused)
+    assert refused.code == "account_suspended"
+    assert await house.sessions.list(made.user.id) == ()
 
 
 async def test_a_wrong_password_is_told_before_a_code_is_asked_for(house: House) -> None:

@@ -218,6 +218,6 @@ async def test_a_locked_address_costs_no_hash_whether_or_not_there_is_an_account
             await house.log_in(email, WRONG)
     house.travel(timedelta(minutes=2))
     passwords = house.accounts._backing.passwords
-    async with passwords._room, passwords._room:  # nobody can make a hash now
+    async with asyncio.timeout(20), passwords._room, passwords._room:  # nobody can make a hash now
         for email in (EMAIL, NOBODY):
             assert (await house.log_in(email)).code == "locked"
