@@ -263,6 +263,49 @@ async def test_cancelling_at_any_moment_harms_nobody_else(database: Database) ->
     assert set(finished) >= {f"row {n}" for n in range(0, 60, 2)}
     assert await count(database) >= len(finished)
     await write(database, "last")
+    assert database._engine is not None
+    assert database._engine.pool.checkedout() == 0
+
+
+@pytest.mark.parametrize("place", EVERY, indirect=True)
+async def test_cancelling_twice_still_gives_the_connection_back(database: Database, endless: Endless) -> None:
+    async def work() -> None:
+        async with database.begin() as connection:
+            await connection.execute(insert(global_epochs).values(name="half", value=1))
+            await endless.run(connection)
+
+    task = asyncio.create_task(work())
+    await eventually(endless.runs)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    def is_back() -> bool:
+        assert database._engine is not None
+        return database._engine.pool.checkedout() == 0
+
+    await eventually(is_back)
+    await write(database, "half")
+    assert await count(database) == 1
+
+
+async def test_a_server_that_stops_in_the_middle_of_a_block_ends_it(tmp_path: Path) -> None:
+    with Postgres() as own:
+        async with Database(SecretStr(own.url()), data_dir=tmp_path) as database:
+
+            async def work() -> None:
+                async with database.begin() as connection:
+                    await connection.execute(text("CREATE TABLE seen (id int)"))
+                    own.stop()
+                    await connection.execute(text("SELECT 1"))
+
+            with pytest.raises(DatabaseUnavailable):
+                await work()
+            own.start()
+            async with database.read() as connection:
+                assert (await connection.execute(text("SELECT to_regclass('seen')"))).scalar_one() is None
 
 
 async def test_a_hundred_tasks_of_two_processes_write_and_none_finds_the_file_locked(

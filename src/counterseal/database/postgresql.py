@@ -20,14 +20,29 @@ _RECYCLE_S: Final = 900  # poolers and firewalls forget connections that are old
 
 
 class _Connection(asyncpg.Connection):
-    """A connection that is given up within half a second, even when the server is frozen."""
+    """A connection whose statement is cancelled on the server before it closes, within half a second.
+
+    A server that is frozen is given up then. A task that is cancelled again while it waits for that does not cut it
+    short: the statement would go on, and keep its locks.
+    """
+
+    _leaving = False
 
     async def close(self, *, timeout: float | None = None) -> None:
+        self._leaving = True
         try:
             async with asyncio.timeout(_FAREWELL_S):
                 await super().close(timeout=timeout)  # pyright: ignore[reportUnknownMemberType]
         except TimeoutError:
-            self.terminate()
+            pass
+        finally:
+            self._leaving = False
+            if not self.is_closed():
+                self.terminate()
+
+    def terminate(self) -> None:
+        if not self._leaving:
+            super().terminate()
 
 
 def postgres_engine(address: PostgresAddress, *, timeout_s: float, pooled: bool = True) -> AsyncEngine:
