@@ -98,7 +98,10 @@ def relay(database: Database, runs: list[OutboxJob], **options: Any) -> Outbox:
 
 def all_done(database: Database, count: int) -> Callable[[], Any]:
     async def check() -> bool:
-        return await states(database) == ["done"] * count
+        try:
+            return await states(database) == ["done"] * count
+        except DatabaseUnavailable:
+            return False  # a connection of before the database stopped
 
     return check
 
