@@ -15,6 +15,7 @@ from counterseal.sessions.session import Session
 from counterseal.web.cookies import ACCESS, read_cookie
 
 _CALLER: Final = "counterseal.caller"
+_AUTHORIZATION: Final = b"authorization"
 _BEARER: Final = b"bearer"
 
 Fields = Iterable[tuple[bytes, bytes]]
@@ -34,27 +35,30 @@ class Caller:
     where the token is worth nothing. Two different ones are none.
     """
 
-    __slots__ = ("_claims", "_read", "_seen", "carrier", "seal", "token")
+    __slots__ = ("_claims", "_fields", "_judged", "_read", "_seen", "seal")
 
     def __init__(self, seal: Counterseal, fields: Fields, *, passing: bool) -> None:
         """A `passing` caller is one request: what was found for it holds until its end."""
-        fields = tuple(fields)
-        given = {value.strip(b" \t") for name, value in fields if name.lower() == b"authorization"}
-        bearers = [value for value in given if value[: len(_BEARER)].lower() == _BEARER]
         self.seal = seal
-        self.carrier = Carrier.BEARER if bearers else Carrier.COOKIE
-        self.token = _bearer(given) if bearers else read_cookie(fields, ACCESS)
+        self._fields = fields
+        self._read: tuple[Carrier, str | None] | None = None
         self._claims: AccessClaims | None = None
-        self._read = False
+        self._judged = False
         self._seen: dict[bool, Session | None] | None = {} if passing else None
+
+    @property
+    def carrier(self) -> Carrier:
+        """In what the token came; `COOKIE` where there is none."""
+        return self._token()[0]
 
     @property
     def claims(self) -> AccessClaims | None:
         """What the token says, where counterseal has signed it and its time is not up; the session may have ended."""
-        if not self._read:
+        if not self._judged:
             seal = self.seal
-            self._claims = read_access_token(self.token, seal.keyring, seal.store.now_ms())
-            self._read = True
+            _, token = self._token()
+            self._claims = read_access_token(token, seal.keyring, seal.store.now_ms())
+            self._judged = True
         return self._claims
 
     async def session(self, *, fresh: bool = False) -> Session | None:
@@ -63,7 +67,8 @@ class Caller:
         At most one round trip, none for a token that nobody has signed, or where this request has asked before.
         Raises `StoreUnavailable` or `DatabaseUnavailable` when neither can say.
         """
-        if self.token is None or self.claims is None:
+        _, token = self._token()
+        if token is None or self.claims is None:
             return None
         seen = self._seen
         if seen is not None:
@@ -71,10 +76,23 @@ class Caller:
                 return seen[fresh]
             if seen.get(True) is not None:
                 return seen[True]
-        session = await self.seal.sessions.authenticate(self.token, fresh=fresh)
+        session = await self.seal.sessions.authenticate(token, fresh=fresh)
         if seen is not None:
             seen[fresh] = session
         return session
+
+    def _token(self) -> tuple[Carrier, str | None]:
+        if self._read is None:
+            given = {
+                value.strip(b" \t")
+                for name, value in self._fields
+                if len(name) == len(_AUTHORIZATION) and name.lower() == _AUTHORIZATION
+            }
+            if any(value[: len(_BEARER)].lower() == _BEARER for value in given):
+                self._read = (Carrier.BEARER, _bearer(given))
+            else:
+                self._read = (Carrier.COOKIE, read_cookie(self._fields, ACCESS))
+        return self._read
 
 
 def note_caller(seal: Counterseal, scope: Scope) -> Caller:

@@ -12,7 +12,6 @@ All of them are Secure and HttpOnly. A browser keeps a cookie with these prefixe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
@@ -26,7 +25,10 @@ _LONGEST_LINE: Final = 4096
 """Browsers take no cookie whose line is longer than that, or of that length."""
 
 _OURS: Final = frozenset(name.encode() for name in (ACCESS, REFRESH, SIGNER))
-_VALUE: Final = re.compile(rb"[!#-+\--:<-\[\]-~]+")
+_IN_OURS: Final = b"-cs_"
+"""Is in every name of ours: most requests have none, and are not taken apart for it."""
+_COOKIE: Final = b"cookie"
+_WRITTEN: Final = bytes(sorted(set(range(0x21, 0x7F)) - set(b'",;\\')))
 """What a value may be made of (RFC 6265, 4.1.1), without the quotes that counterseal never writes."""
 
 Fields = Iterable[tuple[bytes, bytes]]
@@ -58,28 +60,36 @@ def read_cookie(fields: Fields, name: str) -> str | None:
     None where it is absent, where two different values came, and for a value that counterseal can't have written.
     """
     wanted = name.encode()
-    found = {value for key, value in _pairs(fields) if key == wanted}
+    found = {
+        value for line in _lines(fields) if wanted in line for key, value in _pairs(line) if key == wanted
+    }
     if len(found) != 1:
         return None
     value = found.pop()
-    return value.decode("ascii") if len(value) < _LONGEST_LINE and _VALUE.fullmatch(value) else None
+    return value.decode("ascii") if value and len(value) < _LONGEST_LINE and _fits(value) else None
 
 
 def has_our_cookie(fields: Fields) -> bool:
     """Whether any of the three came, with whatever value."""
-    return any(key in _OURS for key, _ in _pairs(fields))
+    return any(_IN_OURS in line and any(key in _OURS for key, _ in _pairs(line)) for line in _lines(fields))
 
 
-def _pairs(fields: Fields) -> Iterable[tuple[bytes, bytes]]:
-    for name, line in fields:
-        if name.lower() == b"cookie":
-            for pair in line.split(b";"):
-                key, _, value = pair.partition(b"=")
-                yield key.strip(b" \t"), value.strip(b" \t")
+def _lines(fields: Fields) -> Iterable[bytes]:
+    return (line for name, line in fields if len(name) == len(_COOKIE) and name.lower() == _COOKIE)
+
+
+def _pairs(line: bytes) -> Iterable[tuple[bytes, bytes]]:
+    for pair in line.split(b";"):
+        key, _, value = pair.partition(b"=")
+        yield key.strip(b" \t"), value.strip(b" \t")
+
+
+def _fits(value: bytes) -> bool:
+    return not value.translate(None, _WRITTEN)
 
 
 def _line(name: str, value: str, attributes: str) -> str:
     line = f"{name}={value}; {attributes}"
-    if len(line) >= _LONGEST_LINE or (value and not _VALUE.fullmatch(value.encode())):
+    if len(line) >= _LONGEST_LINE or not _fits(value.encode()):
         raise ValueError(f"{name}: expected a value that fits a cookie; came one of {len(value)} characters")
     return line
