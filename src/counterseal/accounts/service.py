@@ -111,7 +111,7 @@ class Accounts:
         longer session, which is given where the settings and the domain allow it. A hash that was made with other costs
         is made anew.
 
-        One transaction and at most two that read; at most five round trips.
+        One transaction and two that read; at most six round trips.
         """
         return await self._authentication.log_in(
             email=email, password=password, client=Client.of(ip, user_agent), remember=remember
@@ -126,7 +126,7 @@ class Accounts:
         at `Totp.verify`, whose refusals are handed on. Refused as `ticket_invalid` (unknown, used, expired, and after a
         change of the password), `locked` and `account_suspended` besides.
 
-        One transaction besides those of `Totp.verify`; at most two round trips besides its own.
+        Two transactions and one that reads besides those of `Totp.verify`; at most five round trips besides its own.
         """
         return await self._authentication.finish_log_in(
             ticket=ticket, code=code, client=Client.of(ip, user_agent)
@@ -161,7 +161,7 @@ class Accounts:
 
         A token is good for 24 hours and once; the others of this user are worth nothing afterwards. Whoever has it
         reads the mail of that address, so the address counts as verified. Nobody is logged in by it, and TOTP stays as
-        it is. Refused as `token_invalid` and `password_too_weak`. One transaction and one that reads; at most four
+        it is. Refused as `token_invalid` and `password_too_weak`. One transaction and one that reads; at most five
         round trips.
         """
         return await self._recovery.reset_password(token=token, new=new, client=Client.of(ip, user_agent))
@@ -202,7 +202,7 @@ class Accounts:
         """Let nobody log in to an account, and end its sessions, in one transaction.
 
         `by` is the id of the administrator, or a name for one without an account. Whether somebody may do this the
-        caller has to know. Refused as `user_unknown` and `status_conflict`. One transaction; at most four round trips.
+        caller has to know. Refused as `user_unknown` and `status_conflict`. One transaction; at most five round trips.
         """
         return await self._administration.suspend(user_id, by=by, why=why)
 
@@ -217,7 +217,7 @@ class Accounts:
         """Close an account for good: sessions, password, TOTP and tokens are gone, in one transaction.
 
         The row stays, because documents and the audit log name it, and with it the address: nobody can sign up with it
-        again. Refused as `suspend`. One transaction; at most four round trips.
+        again. Refused as `suspend`. One transaction; at most five round trips.
         """
         return await self._administration.delete(user_id, by=by, why=why)
 
