@@ -161,7 +161,7 @@ class Sessions:
 
         The session's part of the id is `part`, or is made. The policy of the user's domain may shorten it. Who has too
         many sessions loses the least recently used, in the same transaction, in which `also` writes before. One
-        transaction and one round trip.
+        transaction. One round trip, or three when somebody's session has to go.
 
         Raises `DatabaseUnavailable`: there is no log-in without the database. `SessionExists` when the part is taken,
         or was; `UserBlocked`; `Conflict` when the address belongs to another user; `ConfigurationError`.
@@ -182,8 +182,9 @@ class Sessions:
         """A live session by its id; None for one that has ended, and for an id that is none. Counts as a use.
 
         One round trip on a hit. Once a minute, on a miss, and when `fresh`, the database is asked as well, and Redis
-        told: at most two round trips. Without Redis the database answers; without the database a copy that was checked
-        within 5 minutes, unless `fresh`. An id authenticates nobody: that is for `authenticate`.
+        told: at most two round trips, or at most three when Redis has lost what it had. Without Redis the database
+        answers; without the database a copy that was checked within 5 minutes, unless `fresh`. An id authenticates
+        nobody: that is for `authenticate`.
         """
         return await self._lookup.find(session_id, fresh=fresh)
 
@@ -319,8 +320,8 @@ class Sessions:
         """Note that a second factor was shown just now in a session; None when the session has ended.
 
         `request_id` is the request that it was shown for, text of 1 to 128 bytes; without it, it authorises no
-        signature. `within` is the caller's transaction, else there is one of its own and one round trip. Raises
-        `ConfigurationError` for a request or a method that can't be one.
+        signature. `within` is the caller's transaction, and then there is no round trip; else there is one of its own
+        and one round trip. Raises `ConfigurationError` for a request or a method that can't be one.
         """
         ids = split_session_id(session_id)
         if ids is None:
@@ -348,7 +349,8 @@ class Sessions:
 
         Good is what was shown in this session within `max_age` (at most 300 s), for this context or for both, for this
         very request, and was not used. `signing` and `both` need a request. `within` is the transaction of the action,
-        which uses it up when it is committed; else there is one of its own and one round trip.
+        which uses it up when it is committed, and then there is no round trip; else there is one of its own and one
+        round trip, when something is used up.
         """
         ids = split_session_id(session_id)
         if ids is None:
@@ -392,7 +394,10 @@ class Sessions:
         await self.close()
 
     async def close(self) -> None:
-        """Write what was gathered and end the work in the background. Safe to call twice. At most one transaction."""
+        """Write what was gathered and end the work in the background. Safe to call twice.
+
+        At most one transaction. No round trip.
+        """
         await self._background.close()
         with suppress(DatabaseError):
             await self._uses.write()
