@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from counterseal.ratelimit.service import RateLimits
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
 from counterseal.web import ResponseCache, response_kind
+from support.round_trips import come_to_rest, costs_of
 from support.servers import Server
 from support.stores import store_on
 from support.waiting import eventually
@@ -39,21 +39,6 @@ SEVERAL = Policy("several", (Limit(1_000_000, HOUR), Limit(1_000_000, 2 * HOUR))
 ONCE = Policy("once", (Limit(1, HOUR),))
 OFTEN = Policy("often", (Limit(1_000_000, HOUR),), plans={"gold": (Limit(2_000_000, HOUR),)})
 
-AMOUNTS = {
-    "no": 0,
-    "none": 0,
-    "one": 1,
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-}
-AMOUNT = re.compile(
-    rf"\b(at most )?({'|'.join(AMOUNTS)})\b(?= round trip| for | when|,|;|\.| to )", re.IGNORECASE
-)
 TRIES = 3
 """What runs beside a call only ever adds to its count."""
 
@@ -263,17 +248,6 @@ async def open_house(server: Server) -> AsyncIterator[House]:
             await limits.close()
 
 
-async def come_to_rest(store: Store) -> None:
-    """Return when what the services began in the background has been done."""
-    seen: list[int] = []
-
-    def is_still() -> bool:
-        seen.append(store.counts.batches)
-        return seen[-5:] == [seen[-1]] * 5
-
-    await eventually(is_still)
-
-
 async def counted(house: House, case: Case) -> int:
     """The round trips of a call, of which everything has been called once before."""
     if case.before is not None:
@@ -327,20 +301,3 @@ def test_every_public_call_says_what_it_costs_and_is_counted_here() -> None:
     assert set(calls) == counted_here
     silent = [name for name, call in calls.items() if costs_of(call) == (set(), None)]
     assert silent == []
-
-
-def costs_of(method: Callable[..., Any]) -> tuple[set[int], int | None]:
-    """The numbers of round trips that a docstring tells: those that are exact, and the most that it may be."""
-    text = " ".join((method.__doc__ or "").split())
-    exact: set[int] = set()
-    most: int | None = None
-    for sentence in re.findall(r"[^.:]*round trip[^.:]*[.:]", text):
-        for bound, amount in AMOUNT.findall(sentence):
-            number = AMOUNTS[amount.lower()]
-            if bound:
-                most = max(most or 0, number)
-            else:
-                exact.add(number)
-    if "Without one:" in text:
-        exact.add(0)
-    return exact, most
