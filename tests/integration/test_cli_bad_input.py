@@ -164,7 +164,9 @@ def test_a_mistyped_command_line_is_one_sentence(arguments: list[str], words: st
     assert len(refused(run_program(*arguments, folder=tmp_path), words, "--help")) == 1
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["doctor", "--help"], ["migrate", "--help"], ["-h"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["doctor", "--help"], ["migrate", "--help"], ["-h"]]
+)
 def test_help_says_what_the_exit_codes_or_the_options_mean(arguments: list[str], tmp_path: Path) -> None:
     ended = run_program(*arguments, folder=tmp_path)
     assert ended.returncode == 0
