@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from pathlib import Path
 from typing import Final
 
 import asyncpg
@@ -88,11 +89,12 @@ def _postgres_error(cause: BaseException, *, lost: bool) -> CountersealError:
     return DatabaseError(f"the database refused a statement ({type(cause).__name__})")
 
 
-def sqlite_error(cause: BaseException) -> CountersealError:
-    """The error of counterseal for an error of SQLite or of its file."""
+def sqlite_error(cause: BaseException, *, folder: Path | None = None) -> CountersealError:
+    """The error of counterseal for an error of SQLite or of its file, which lies in `folder`."""
     message = str(cause)
     if isinstance(cause, OSError) or "unable to open" in message or "readonly" in message:
-        return ConfigurationError("COUNTERSEAL_DATA_DIR: expected a folder that may be written to")
+        came = "" if folder is None else f"; came: {folder}"
+        return ConfigurationError(f"COUNTERSEAL_DATA_DIR: expected a folder that may be written to{came}")
     if isinstance(cause, sqlite3.DatabaseError) and "not a database" in message:
         return ConfigurationError(
             "COUNTERSEAL_DATA_DIR: expected counterseal.db in it to be a SQLite database"

@@ -101,7 +101,7 @@ def make_sqlite(data_dir: Path, *, timeout_s: float) -> None:
             for pragma in _pragmas(timeout_s):
                 connection.execute(pragma)
     except (sqlite3.Error, OSError) as fault:
-        raise sqlite_error(fault) from fault
+        raise sqlite_error(fault, folder=data_dir) from fault
 
 
 def sqlite_engine(data_dir: Path, *, timeout_s: float, foreign_keys: bool = True) -> AsyncEngine:
