@@ -20,11 +20,12 @@ from counterseal.core.errors import DatabaseUnavailable, StoreFull, StoreUnavail
 from counterseal.sessions import Context, SessionReuseDetected
 from counterseal.sessions.pending import MOST
 from counterseal.sessions.session import Created, Revocation, Rotated
-from counterseal.store.breaker import BreakerPolicy
 from counterseal.store.link import LinkOptions
 from support.databases import Databases, Place
 from support.servers import Server
 from support.session_faults import (
+    BRIEF,
+    FORGIVING,
     Killable,
     PauseAfter,
     Removable,
@@ -40,16 +41,6 @@ from support.sessions import KEYS, Pause, Process
 from support.waiting import eventually
 
 PENDING = KEYS.sessions_pending()
-BRIEF = timedelta(seconds=1)
-"""How long a database may be silent where it is taken away."""
-
-FORGIVING = LinkOptions(
-    command_timeout=timedelta(seconds=5),
-    connect_timeout=timedelta(seconds=5),
-    breaker=BreakerPolicy(first_wait=timedelta(milliseconds=50), longest_wait=timedelta(milliseconds=200)),
-)
-"""A Redis that is back is soon noticed."""
-
 Servers = Callable[..., Server]
 
 

@@ -257,7 +257,7 @@ async def test_fifty_writers_of_different_fields_undo_nothing_of_each_other(
 
     newest, *_ = await asyncio.gather(rotate(made.refresh_token), *(write(number) for number in range(40)))
     used = (await rows(apps[0].database))[made.session_id]
-    found = await apps[1].sessions.get(made.session_id)
+    found = await apps[1].sessions.get(made.session_id, fresh=True)
     assert found is not None
     assert found.version == used.version == 11
     assert found.last_used_at >= made.session.last_used_at + DUE

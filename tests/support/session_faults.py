@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from counterseal.database.engine import Database
 from counterseal.database.tables import user_sessions, users
 from counterseal.sessions.identity import split_session_id
+from counterseal.store.breaker import BreakerPolicy
 from counterseal.store.link import LinkOptions
 from support.databases import Databases, Place
 from support.postgres import Postgres
@@ -30,6 +31,13 @@ from support.waiting import wait_until
 
 BRIEF = timedelta(seconds=1)
 """How long a database may be silent where a test takes it away."""
+
+FORGIVING = LinkOptions(
+    command_timeout=timedelta(seconds=5),
+    connect_timeout=timedelta(seconds=5),
+    breaker=BreakerPolicy(first_wait=timedelta(milliseconds=50), longest_wait=timedelta(milliseconds=200)),
+)
+"""A Redis that is back is soon noticed."""
 
 
 @asynccontextmanager
