@@ -134,7 +134,7 @@ def _read_or_make(file: Path) -> dict[str, bytes]:
     except OSError:
         # Neither cause nor context: an error of the file system may quote what it met.
         raise ConfigurationError(
-            f"{file}: expected a file of secret keys that this user may read, in a folder that may be written to;"
+            f"COUNTERSEAL_DATA_DIR: expected a folder that may be written to, in which {file} can be read;"
             f" mend its rights, or set {NAME}"
         ) from None
 
