@@ -40,6 +40,7 @@ from counterseal.web import (
     require_totp,
     response_kind,
 )
+from support.databases import Databases
 from support.servers import Server
 from support.site import BASE, Site, lose_database, problem, seal_on
 from support.stores import travel
@@ -108,8 +109,11 @@ def application(seal: Counterseal, **options: Any) -> FastAPI:
 
 
 @pytest.fixture
-async def site(valkey: Server, tmp_path: Path) -> AsyncIterator[Site]:
-    async with seal_on(valkey, tmp_path, kinds=[PAGES]) as seal:
+async def site(valkey: Server, databases: Databases, tmp_path: Path) -> AsyncIterator[Site]:
+    async with (
+        databases.place("sqlite", tmp_path) as place,
+        seal_on(valkey, place.data_dir, kinds=[PAGES]) as seal,
+    ):
         site = Site(seal, application(seal))
         yield site
         await site.close()
