@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
+from counterseal.accounts.user import User
+
 
 def _printable(text: str) -> str:
     if text.isprintable():
@@ -125,6 +127,11 @@ class UserBody(_Given):
     email: str
     full_name: str
     email_verified: bool
+
+    @classmethod
+    def of(cls, user: User) -> Self:
+        """These members of a user and no others."""
+        return cls(id=user.id, email=user.email, full_name=user.full_name, email_verified=user.email_verified)
 
 
 class TokensBody(_Given):

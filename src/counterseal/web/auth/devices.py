@@ -10,9 +10,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from counterseal.app import Counterseal
 from counterseal.sessions.identity import split_session_id
 from counterseal.sessions.session import Device, Reason, Session
-from counterseal.web.auth.bodies import DeviceBody, DevicesBody, EndedBody, MeBody, SessionBody
+from counterseal.web.auth.bodies import DeviceBody, DevicesBody, EndedBody, MeBody, SessionBody, UserBody
 from counterseal.web.auth.delivery import clear_tokens
-from counterseal.web.auth.log_in import user_body
 from counterseal.web.auth.route import auth_router
 from counterseal.web.problems import Problem
 from counterseal.web.sessions import current_session, fresh_session, recent_login, unauthorized
@@ -28,7 +27,7 @@ def device_routes(seal: Counterseal) -> APIRouter:
         user = await seal.accounts.user(session.user_id)
         if user is None:
             raise unauthorized()
-        return MeBody(user=user_body(user), session=_session_body(session))
+        return MeBody(user=UserBody.of(user), session=_session_body(session))
 
     @router.get("/sessions")
     async def list_sessions(session: Annotated[Session, Depends(fresh_session)]) -> DevicesBody:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
-from typing import NamedTuple
 
 from fastapi import APIRouter, Request, Response
 
 from counterseal.accounts.log_in import LoggedIn, TotpNeeded
-from counterseal.accounts.user import User
 from counterseal.app import Counterseal
 from counterseal.core.errors import CountersealError
-from counterseal.core.settings import WebSettings
 from counterseal.sessions.refresh_token import parse_refresh_token, was_issued
 from counterseal.sessions.session import Reason
-from counterseal.web.address import NO_ADDRESS, client_address
 from counterseal.web.auth.bodies import (
     Held,
     LoggedInBody,
@@ -26,6 +22,7 @@ from counterseal.web.auth.bodies import (
     TotpNeededBody,
     UserBody,
 )
+from counterseal.web.auth.client import client_of
 from counterseal.web.auth.delivery import Delivery, clear_tokens
 from counterseal.web.auth.refusal import unless_refused
 from counterseal.web.auth.route import auth_router
@@ -35,26 +32,6 @@ from counterseal.web.problems import describe, problem_response
 from counterseal.web.sessions import unauthorized
 
 logger = logging.getLogger(__name__)
-
-
-class Client(NamedTuple):
-    """Where a request comes from, as it says and as the trusted proxies say."""
-
-    user_agent: str | None
-    ip: str | None
-
-
-def client_of(request: Request, web: WebSettings) -> Client:
-    """The client of a request."""
-    ip = client_address(request.scope, web.trusted_proxies, header=web.proxy_header)
-    return Client(request.headers.get("User-Agent"), None if ip == NO_ADDRESS else ip)
-
-
-def user_body(user: User) -> UserBody:
-    """A user as they see themselves."""
-    return UserBody(
-        id=user.id, email=user.email, full_name=user.full_name, email_verified=user.email_verified
-    )
 
 
 def log_in_routes(seal: Counterseal) -> APIRouter:
@@ -70,7 +47,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
             for before in _named(seal, request, of_cookies=True):
                 await seal.sessions.revoke(before, reason=Reason.LOGOUT)
         return LoggedInBody(
-            user=user_body(made.user),
+            user=UserBody.of(made.user),
             session_id=made.session.session_id,
             tokens=delivery.give(made.tokens, response, in_body=in_body),
         )

@@ -21,8 +21,8 @@ from counterseal.web.auth.bodies import (
     TotpBody,
     Verification,
 )
+from counterseal.web.auth.client import client_of
 from counterseal.web.auth.delivery import Delivery
-from counterseal.web.auth.log_in import client_of
 from counterseal.web.auth.refusal import unless_refused
 from counterseal.web.auth.route import auth_router
 from counterseal.web.caller import Carrier, caller_of
