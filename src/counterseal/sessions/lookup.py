@@ -53,10 +53,11 @@ class Lookup:
         if isinstance(session, Session):
             facts = session.facts
             last_ms = session.last_used_ms
-            if now_ms >= facts.absolute_ms or now_ms >= last_ms + facts.idle_ms:
+            if now_ms >= facts.absolute_ms:
                 return None
             if (
                 not fresh
+                and now_ms < last_ms + facts.idle_ms
                 and now_ms - session.checked_ms < CHECK_EVERY_MS > now_ms - last_ms
                 and copies.global_epoch is not None
             ):
@@ -72,6 +73,7 @@ class Lookup:
         if not backing.available():
             raise StoreUnavailable("Redis is not available")
         try:
+            await backing.pending.settle_mine()  # Redis may have lost it: it is to be replayed as well
             await backing.outage.end()
         except DatabaseError as error:
             raise StoreUnavailable("what was revoked while Redis was away is not known") from error
@@ -86,11 +88,17 @@ class Lookup:
         stale = copy
         if copy is not None and (fresh or now_ms - copy.checked_ms > STALE_FOR_MS):
             stale = None
+        # Of a use while Redis was away the database alone knows.
+        is_idle = copy is not None and now_ms >= copy.last_used_ms + copy.facts.idle_ms
+        if is_idle and now_ms - self._failed_ms < _ASK_AGAIN_MS:
+            return None
         if stale is not None and now_ms - self._failed_ms < _ASK_AGAIN_MS:
             return await self._stale(stale, part, now_ms)
         try:
             row = await self._read(place, now_ms)
         except DatabaseError:
+            if is_idle:
+                return None
             if stale is None:
                 raise
             return await self._stale(stale, part, now_ms)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -90,6 +91,7 @@ class Pending:
         self._wake = asyncio.Event()
         self._settling = asyncio.Lock()
         self._complained_ms = 0
+        self._failures = 0
         self.unsettled = True
         """The database may not know everything: it failed, or this process has not looked yet."""
         self.oldest_age_ms = 0
@@ -98,6 +100,7 @@ class Pending:
     def database_failed(self) -> None:
         """From now on the database may lack what anybody with a Redis has accepted without it."""
         self.unsettled = True
+        self._failures += 1
         self._wake.set()
 
     async def put(self, entry: Entry) -> None:
@@ -111,15 +114,21 @@ class Pending:
         try:
             reply = await self._store.run(_PEND, pending=self._key, most=MOST, entry=_encode(entry).decode())
         except BaseException:
-            self._mine.remove(entry)
+            self._drop([entry])
             raise
         if reply is None:
-            self._mine.remove(entry)
+            self._drop([entry])
             raise StoreFull(f"{MOST} changes of sessions wait for the database; nothing more is accepted")
 
     def has_ended(self, user_id: str, part: str, created_ms: int) -> bool:
         """Whether this process has accepted the end of a session that the database has not been told of yet."""
         return any(_ends(entry, user_id, part, created_ms) for entry in self._mine)
+
+    async def settle_mine(self) -> None:
+        """Tell the database what this process has accepted. No round trip. Raises `DatabaseUnavailable`."""
+        if self._mine:
+            async with self._settling:
+                await self._apply_mine()
 
     async def settle(self) -> None:
         """Tell the database everything that waits. At most a round trip for each hundred, and two.
@@ -127,15 +136,15 @@ class Pending:
         Raises `DatabaseUnavailable` and `StoreUnavailable`; what was told by then is.
         """
         async with self._settling:
-            while mine := self._mine[:_BATCH]:
-                await self._apply(mine)
-                del self._mine[: len(mine)]
+            failures = self._failures
+            await self._apply_mine()
             after = "-"
             while True:
                 reply = await self._store.command("XRANGE", self._key, after, "+", "COUNT", _BATCH)
                 found = _entries(reply)
                 if not found:
                     break
+                self.unsettled = True
                 self._look_at_age(found[0][0])
                 told = [entry for _, entry in found if entry is not None]
                 if told:
@@ -144,7 +153,7 @@ class Pending:
                 if done:
                     await self._store.command("XDEL", self._key, *done)
                 after = f"({found[-1][0]}"
-            if not self._mine:
+            if not self._mine and failures == self._failures:  # else it may have been asked too early
                 self.unsettled = False
             if after == "-":
                 self.oldest_age_ms = 0
@@ -162,6 +171,17 @@ class Pending:
                 await asyncio.sleep(full_jitter(attempt, longest=1.0))
                 continue
             await wait_for_event(self._wake, _EVERY_S)
+
+    async def _apply_mine(self) -> None:
+        while mine := self._mine[:_BATCH]:
+            await self._apply(mine)
+            self._drop(mine)
+
+    def _drop(self, entries: Sequence[Entry]) -> None:
+        """Forget entries that were told, or not accepted: either may come first, while the other is under way."""
+        for entry in entries:
+            with suppress(ValueError):
+                self._mine.remove(entry)
 
     def _look_at_age(self, name: str) -> None:
         now_ms = self._now_ms()
