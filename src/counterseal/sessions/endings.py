@@ -34,6 +34,7 @@ from counterseal.sessions.rows import (
     lock_sessions,
     raise_epoch,
     raise_everybody,
+    read_everybody,
     revoked_since,
 )
 from counterseal.sessions.session import Reason, Revocation
@@ -214,6 +215,9 @@ class Endings:
             for user_id, part in revoked:
                 by_user.setdefault(user_id, []).append(part)
             epochs = await epochs_of(connection, list(by_user)) if by_user else {}
+            everybody = await read_everybody(connection)
+        if everybody:
+            await backing.copies.raise_global(everybody, backing.now_ms())
         for user_id, parts in by_user.items():
             await backing.copies.revoke_user(user_id, Which.FORMER, at_least=epochs.get(user_id, 0))
             await backing.copies.revoke(user_id, parts)
@@ -236,19 +240,25 @@ class Endings:
         await self._backing.copies.raise_global(told.epoch, self._backing.now_ms())
 
     async def apply(self, entries: Sequence[Entry]) -> None:
-        """Tell the database what was accepted while it was down. One transaction."""
+        """Tell the database what was accepted while it was down. One transaction.
+
+        What it ends gets its tombstone once more, by the outbox: Redis may have lost the first one meanwhile.
+        """
         async with self._backing.database.begin() as connection:
             for entry in sorted(entries, key=lambda entry: (entry.user_id, entry.at_ms)):
                 await self._apply(connection, entry)
+        self._backing.wake()
 
     async def _apply(self, connection: AsyncConnection, entry: Entry) -> None:
         backing = self._backing
         if isinstance(entry, PendingRevocation):
-            await self._end(connection, entry.user_id, entry.reason, entry.at_ms, parts=[entry.part])
+            ended = await self._end(connection, entry.user_id, entry.reason, entry.at_ms, parts=[entry.part])
+            if ended:
+                await self._leave_tombstones(connection, entry.user_id, ended)
         elif isinstance(entry, PendingRevocations):
             if entry.epoch is not None:
                 await raise_epoch(connection, entry.user_id, at_least=entry.epoch)
-            await self._end(
+            ended = await self._end(
                 connection,
                 entry.user_id,
                 entry.reason,
@@ -256,6 +266,8 @@ class Endings:
                 but=entry.keep,
                 created_until_ms=entry.at_ms,
             )
+            if ended:
+                await self._leave_tombstones(connection, entry.user_id, ended)
         elif await catch_up_token(
             connection,
             entry.user_id,
