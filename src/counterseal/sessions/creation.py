@@ -210,8 +210,10 @@ class Creation:
                 if copy is Ended.FORMER_EPOCH:
                     return None
                 if copy is Ended.REVOKED:
-                    await self._endings.revoke(row.user_id, row.part, Reason.USER)
-                    raise SessionExists("a session with this id existed")
+                    revocation = await self._endings.revoke(row.user_id, row.part, Reason.USER)
+                    # Else it was ended in the database as well: it has begun, and is over, as if a moment later.
+                    if revocation:
+                        raise SessionExists("a session with this id existed")
         if made.evicted:
             await self._endings.after(row.user_id, made.evicted, Reason.EVICTED)
         session = row.session(last_used_ms=row.last_used_ms, checked_ms=row.last_used_ms)
