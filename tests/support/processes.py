@@ -41,11 +41,13 @@ def kill_process(process: subprocess.Popen[bytes]) -> None:
     _running.discard(process)
 
 
-def end_process(process: subprocess.Popen[bytes], within: float = 5.0) -> None:
-    """SIGTERM, then SIGKILL when it takes too long; returns when it has ended."""
+def end_process(
+    process: subprocess.Popen[bytes], within: float = 5.0, *, by: signal.Signals = signal.SIGTERM
+) -> None:
+    """SIGTERM, or another signal, then SIGKILL when it takes too long; returns when it has ended."""
     if process.poll() is None:
         process.send_signal(signal.SIGCONT)
-        process.terminate()
+        process.send_signal(by)
         try:
             process.wait(within)
         except subprocess.TimeoutExpired:

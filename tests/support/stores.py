@@ -13,15 +13,20 @@ from counterseal.store.rest.store import RestStore
 from counterseal.store.route import FixedRoute
 from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore
+from support.relay import Relay
 from support.servers import Server
 
 _PATIENT = LinkOptions(command_timeout=timedelta(seconds=5), connect_timeout=timedelta(seconds=5))
 
 
 def native_store(
-    server: Server, *, user: str | None = None, password: str | None = None, options: LinkOptions = _PATIENT
+    server: Server | Relay,
+    *,
+    user: str | None = None,
+    password: str | None = None,
+    options: LinkOptions = _PATIENT,
 ) -> NativeStore:
-    """A store on a server, not yet open; as a user of its ACL when one is named."""
+    """A store on a server, or on a relay before one, not yet open; as a user of its ACL when one is named."""
     login = f"{user}:{password}@" if user else ""
     url = f"redis://{login}127.0.0.1:{server.port}/0" if user else server.url
     return NativeStore(FixedRoute(parse_redis_url(url).template), options)

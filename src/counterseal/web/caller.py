@@ -67,8 +67,8 @@ class Caller:
         At most one round trip, none for a token that nobody has signed, or where this request has asked before.
         Raises `StoreUnavailable` or `DatabaseUnavailable` when neither can say.
         """
-        _, token = self._token()
-        if token is None or self.claims is None:
+        claims = self.claims
+        if claims is None:
             return None
         seen = self._seen
         if seen is not None:
@@ -76,7 +76,10 @@ class Caller:
                 return seen[fresh]
             if seen.get(True) is not None:
                 return seen[True]
-        session = await self.seal.sessions.authenticate(token, fresh=fresh)
+        # As `authenticate` does, which would read the token anew.
+        session = await self.seal.sessions.get(claims.session_id, fresh=fresh)
+        if session is not None and session.epoch != claims.epoch:
+            session = None
         if seen is not None:
             seen[fresh] = session
         return session
