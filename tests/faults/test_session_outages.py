@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -137,6 +138,54 @@ async def believes(app: Process, made: Created) -> bool:
     return found is not None and not app.sessions._backing.outage.lasts
 
 
+async def test_everybody_was_ended_without_redis_also_when_it_is_back_with_its_old_data(
+    servers: Servers, place: Place
+) -> None:
+    server = servers(appendonly=True, config=["appendfsync always"])
+    async with processes(server, place, 3, options=FORGIVING, relay=False) as apps:
+        made = await apps[0].log_in()
+        for app in apps:
+            assert await app.sessions.get(made.session_id) is not None
+        server.kill()
+        await apps[0].sessions.revoke_everybody()
+        server.start()
+        assert has_live_copy(server, made.session_id)
+        await reachable(*apps)
+        later(apps, timedelta(seconds=1))
+        for app in reversed(apps):
+            assert await app.sessions.get(made.session_id) is None
+            assert await app.sessions.rotate(made.refresh_token) is None
+
+
+async def test_a_tombstone_that_redis_lost_in_a_crash_is_laid_again(
+    servers: Servers, place: Place, tmp_path: Path
+) -> None:
+    server = servers(appendonly=True, config=["appendfsync always"])
+    async with processes(server, place, 3, options=FORGIVING, relay=False) as apps:
+        made, kept = await apps[0].log_in(), await apps[0].log_in()
+        with from_before(server, tmp_path):
+            assert (await apps[0].sessions.revoke(made.session_id)).ended == 1
+        assert has_live_copy(server, made.session_id)
+        for app in apps:
+            assert await app.sessions.get(made.session_id) is None
+            await reachable(app)
+            assert await app.sessions.get(made.session_id) is None
+            assert await app.sessions.get(kept.session_id) is not None
+        assert has_tombstone(server, made.session_id)
+
+
+@contextmanager
+def from_before(server: Server, folder: Path) -> Iterator[None]:
+    """Afterwards the server has been killed, and is back with the data from before the block."""
+    data, old = server.folder / "appendonlydir", folder / "old"
+    shutil.copytree(data, old)
+    yield
+    server.kill()
+    shutil.rmtree(data)
+    shutil.copytree(old, data)
+    server.start()
+
+
 @pytest.mark.parametrize("way", ["killed", "emptied", "flushed"])
 async def test_sessions_outlive_a_redis_that_loses_everything(valkey: Server, place: Place, way: str) -> None:
     async with processes(valkey, place, options=FORGIVING) as apps:
@@ -210,20 +259,22 @@ async def test_what_was_revoked_while_redis_was_frozen_is_dead_when_it_goes_on(
     valkey: Server, place: Place
 ) -> None:
     options = LinkOptions(connect_timeout=timedelta(seconds=5))
-    async with processes(valkey, place, 2, options=options) as apps:
-        revoker, busy = apps
+    async with processes(valkey, place, 3, options=options) as apps:
+        revoker, busy, idle = apps
         made, kept = await revoker.log_in(), await revoker.log_in()
         valkey.freeze()
         assert await busy.sessions.get(made.session_id) is not None
         assert (await revoker.sessions.revoke(made.session_id)).ended == 1
         assert await busy.sessions.get(made.session_id) is None
         valkey.thaw()
-        for app in apps:
+        for app in (revoker, busy):
             assert await app.sessions.get(made.session_id) is None
             await reachable(app)
             assert await app.sessions.get(made.session_id) is None
             assert await app.sessions.get(kept.session_id) is not None
+        # Who asked nothing meanwhile has noticed nothing: it is told by the tombstone.
         await eventually(lambda: has_tombstone(valkey, made.session_id), within=20)
+        assert await idle.sessions.get(made.session_id) is None
 
 
 # -- the database away -----------------------------------------------------------------------------------------------
@@ -355,6 +406,88 @@ async def test_a_pending_revocation_survives_a_redis_that_is_lost_before_the_dat
     await reachable(*apps)
     for app in apps:
         assert await is_dead(app, made.session_id, made.access_token, made.refresh_token)
+
+
+async def test_a_pending_revocation_that_redis_lost_in_a_crash_is_told_to_it_again(
+    servers: Servers, lost: Removable, tmp_path: Path
+) -> None:
+    server = servers(appendonly=True, config=["appendfsync always"])
+    async with processes(server, lost.through, timeout=BRIEF, options=FORGIVING) as apps:
+        made, kept = await apps[0].log_in(), await apps[0].log_in()
+        with from_before(server, tmp_path):
+            lost.take_away()
+            assert (await apps[0].sessions.revoke(made.session_id)).pending
+        assert has_live_copy(server, made.session_id)
+        await reachable(*apps)
+        for app in apps:
+            assert await refused(app.sessions.get(made.session_id))
+        await lost.give_back()
+        await eventually(lambda: answers(apps[0]), within=20)
+        assert await refused(apps[0].sessions.get(made.session_id))
+        await told(lost, made.session_id)
+        await eventually(lambda: has_tombstone(server, made.session_id), within=20)
+        for app in apps:
+            assert await app.sessions.get(made.session_id) is None
+            assert await app.sessions.get(kept.session_id) is not None
+
+
+async def test_a_revocation_that_the_database_is_told_of_while_redis_takes_it_is_no_fault(
+    apps: list[Process], lost: Removable, valkey: Server
+) -> None:
+    """The database is back, and told of it, before Redis has answered, which then is lost."""
+    app = apps[0]
+    made = await app.log_in()
+    lost.take_away()
+    tombstone = Pause(app.sessions._backing.copies, "revoke", after=True)
+    revoking = asyncio.create_task(app.sessions.revoke(made.session_id))
+    await tombstone.reached()
+    stream = Pause(app.store, "run")
+    tombstone.release()
+    await stream.reached()
+    await lost.give_back()
+    await told(lost, made.session_id)
+    await eventually(lambda: not app.sessions._backing.pending._mine)
+    valkey.kill()
+    stream.release()
+    with pytest.raises(StoreUnavailable):
+        await revoking
+    assert await app.sessions.get(made.session_id) is None
+
+
+async def test_a_database_that_failed_while_it_was_told_is_not_believed_to_know_everything(
+    apps: list[Process],
+) -> None:
+    pending = apps[0].sessions._backing.pending
+    await pending.settle()
+    assert not pending.unsettled
+    stop = Pause(apps[0].store, "command", after=True)
+    settling = asyncio.create_task(pending.settle())
+    await stop.reached()
+    pending.database_failed()
+    stop.release()
+    await settling
+    assert pending.unsettled
+
+
+async def test_who_saw_that_something_waits_does_not_believe_the_database_without_redis(
+    apps: list[Process], lost: Removable, valkey: Server
+) -> None:
+    """The process that accepted it is gone, and Redis as well: the database alone would let the session live."""
+    one, idle = apps
+    made = await one.log_in()
+    await idle.sessions._backing.pending.settle()
+    lost.take_away()
+    assert (await one.sessions.revoke(made.session_id)).pending
+    with pytest.raises(DatabaseUnavailable):
+        await idle.sessions._backing.pending.settle()
+    valkey.kill()
+    await one.sessions.close()
+    one.sessions._backing.pending._mine.clear()
+    await lost.give_back()
+    await eventually(lambda: answers(idle), within=20)
+    for _ in range(3):
+        assert await refused(idle.sessions.get(made.session_id))
+        assert await refused(idle.sessions.rotate(made.refresh_token))
 
 
 async def test_a_rotation_without_the_database_survives_a_redis_that_is_lost_before_it_is_back(

@@ -180,6 +180,21 @@ async def test_who_was_stopped_before_writing_brings_no_ended_session_back(
         assert alive == (ending in (revoked, revoked_by_another, evicted)), ending.__name__
 
 
+async def test_a_log_in_that_others_evict_before_it_has_its_copy_is_over(
+    apps: list[Process], valkey: Server
+) -> None:
+    stop = before_fill(apps[0])
+    slow = asyncio.create_task(apps[0].log_in())
+    await stop.reached()
+    gone = [(await apps[1].log_in()).evicted for _ in range(5)]
+    stop.release()
+    made = await slow
+    assert gone[-1] == (made.session_id,)
+    for app in apps:
+        assert await is_dead(app, made.session_id, made.access_token, made.refresh_token)
+    assert live_copies(valkey, "ada") == len(await apps[0].sessions.list("ada")) == 5
+
+
 # -- many at once ----------------------------------------------------------------------------------------------------
 
 
