@@ -57,7 +57,7 @@ class Lookup:
                 return None
             if (
                 not fresh
-                and now_ms < last_ms + facts.idle_ms
+                and not _is_idle(session, now_ms)  # of a use while Redis was away the database alone knows
                 and now_ms - session.checked_ms < CHECK_EVERY_MS > now_ms - last_ms
                 and copies.global_epoch is not None
             ):
@@ -86,19 +86,13 @@ class Lookup:
         backing = self._backing
         user_id, part, _ = place
         stale = copy
-        if copy is not None and (fresh or now_ms - copy.checked_ms > STALE_FOR_MS):
-            stale = None
-        # Of a use while Redis was away the database alone knows.
-        is_idle = copy is not None and now_ms >= copy.last_used_ms + copy.facts.idle_ms
-        if is_idle and now_ms - self._failed_ms < _ASK_AGAIN_MS:
-            return None
+        if copy is not None and not _is_idle(copy, now_ms):
+            stale = None if fresh or now_ms - copy.checked_ms > STALE_FOR_MS else copy
         if stale is not None and now_ms - self._failed_ms < _ASK_AGAIN_MS:
             return await self._stale(stale, part, now_ms)
         try:
             row = await self._read(place, now_ms)
         except DatabaseError:
-            if is_idle:
-                return None
             if stale is None:
                 raise
             return await self._stale(stale, part, now_ms)
@@ -159,6 +153,8 @@ class Lookup:
     async def _stale(self, session: Session, part: str, now_ms: int) -> Session | None:
         """What a copy says while the database is down; the use is noted in Redis alone."""
         self._counts.stale += 1
+        if _is_idle(session, now_ms):
+            return None
         if now_ms - session.last_used_ms >= CHECK_EVERY_MS:
             try:
                 if not await self._backing.copies.touch(session.user_id, part, now_ms):
@@ -170,3 +166,7 @@ class Lookup:
 
 def _last_use(copy: Session | None) -> int:
     return 0 if copy is None else copy.last_used_ms
+
+
+def _is_idle(copy: Session, now_ms: int) -> bool:
+    return now_ms >= copy.last_used_ms + copy.facts.idle_ms

@@ -23,9 +23,11 @@ local version, last, checked = string.match(live, '^(%d+) (%d+) (%d+)$')
 facts, last, rotated = cjson.decode(facts), tonumber(last), tonumber(rotated)
 -- Another process' clock may have been ahead.
 now = math.max(now, last, rotated)
-if facts.epoch < tonumber(epoch) or facts.global_epoch < tonumber(ARGV[7]) or now >= facts.absolute_ms
-  or now >= last + facts.idle_ms then
+if facts.epoch < tonumber(epoch) or facts.global_epoch < tonumber(ARGV[7]) or now >= facts.absolute_ms then
   return { 'ended' }
+end
+if now >= last + facts.idle_ms then
+  return { 'absent' } -- of a use while this server was away the database alone knows
 end
 
 local what = 'mismatch'
