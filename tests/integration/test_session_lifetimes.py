@@ -18,10 +18,11 @@ from counterseal.database.tables import user_sessions, users
 from counterseal.sessions import Context, Created, Profile, Reason, SessionCreated, SessionRevoked
 from counterseal.sessions.lifetime import DomainPolicy, lifetime
 from support.databases import Place
+from support.relay import Relay
 from support.servers import Server
 from support.session_rows import active_rows, parts_of, row_of, set_policy, set_status
 from support.sessions import KEYS, SAFARI, Process, process
-from support.stores import store_on, travel
+from support.stores import native_store, store_on, travel
 from support.waiting import eventually
 
 MINUTE = timedelta(minutes=1)
@@ -348,18 +349,18 @@ async def test_a_use_is_written_at_most_once_a_minute(app: Process) -> None:
         await app.sessions._uses.write()
         return (await row_of(app.database, made.session_id)).last_used_at
 
-    assert await app.sessions.touch(made.session_id)
+    assert await app.sessions.get(made.session_id, fresh=True) is not None
     begun = await used()
     for _ in range(5):
         travel(app.store, timedelta(seconds=9))
-        assert await app.sessions.touch(made.session_id)
+        assert await app.sessions.get(made.session_id, fresh=True) is not None
         assert await used() == begun
     travel(app.store, timedelta(seconds=20))
-    assert await app.sessions.touch(made.session_id)
+    assert await app.sessions.get(made.session_id, fresh=True) is not None
     later = await used()
     assert later != begun
     travel(app.store, timedelta(seconds=9))
-    assert await app.sessions.touch(made.session_id)
+    assert await app.sessions.get(made.session_id, fresh=True) is not None
     assert await used() == later
 
 
@@ -395,6 +396,31 @@ async def test_what_was_used_is_not_idle_because_the_database_was_not_told(app: 
     travel(app.store, 23 * HOUR)
     rotated = await app.sessions.rotate(token)
     assert rotated is not None
+
+
+@pytest.mark.parametrize("how", ["get", "rotate"])
+async def test_what_was_used_while_redis_was_away_is_not_idle(
+    valkey: Server, database: Database, how: str
+) -> None:
+    async with (
+        Relay(valkey) as relay,
+        native_store(relay) as store,
+        process(store, database, relay=False) as app,
+    ):
+        made = await app.log_in()
+        relay.refuse()
+        relay.cut(reset=True)
+        await eventually(lambda: not store.available)
+        travel(store, 20 * HOUR)
+        assert await app.sessions.get(made.session_id) is not None
+        await app.sessions._uses.write()
+        await relay.accept()
+        await eventually(lambda: store.available, within=15)
+        travel(store, 5 * HOUR)
+        if how == "get":
+            assert await app.sessions.get(made.session_id) is not None
+        else:
+            assert await app.sessions.rotate(made.refresh_token) is not None
 
 
 async def test_a_suspended_user_is_nobody(app: Process) -> None:
