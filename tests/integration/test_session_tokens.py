@@ -261,6 +261,29 @@ async def test_a_redis_that_is_ahead_of_the_database_does_not_refuse_a_good_toke
     assert app.told(SessionReuseDetected) == []
 
 
+async def test_a_log_in_within_a_session_is_seen_although_redis_is_ahead_of_the_database(
+    app: Process,
+) -> None:
+    made = await app.log_in()
+    before = await row_of(app.database, made.session_id)
+    await rotated(app, made.refresh_token)
+    await change_row(
+        app.database,
+        made.session_id,
+        rt_hash=before.rt_hash,
+        rt_prev_hash=None,
+        rt_rotated_at=None,
+        rt_successor=None,
+        version=before.version,
+    )
+    anew = await app.sessions.reissue(made.session_id, amr=("pwd", "otp"), authenticated=True)
+    assert anew is not None
+    found = await app.sessions.get(made.session_id)
+    assert found is not None
+    assert (found.amr, found.authenticated_at) == (("pwd", "otp"), anew.session.authenticated_at)
+    assert await app.sessions.rotate(anew.tokens.refresh_token) is not None
+
+
 async def test_the_database_has_the_last_word_on_who_was_revoked(app: Process) -> None:
     made = await app.log_in()
     alive = await copy_of(app, made)

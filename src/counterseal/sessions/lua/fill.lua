@@ -50,7 +50,9 @@ local stored, stored_last, stored_checked = string.match(live or '', '^(%d+) (%d
 if stored then
   last = math.max(last, tonumber(stored_last))
 end
-if not stored or version > tonumber(stored) or (instead_of ~= '' and instead_of == stored .. ' ' .. cur) then
+-- Of the same version with another token one was never confirmed: the database has the last word.
+local is_newer = not stored or version > tonumber(stored) or (version == tonumber(stored) and cur ~= ARGV[9])
+if is_newer or (instead_of ~= '' and instead_of == stored .. ' ' .. cur) then
   redis.call('DEL', entry)
   redis.call('HSET', entry, 'live', ARGV[3] .. ' ' .. whole(last) .. ' ' .. ARGV[8], 'facts', ARGV[6],
     'cur', ARGV[9], 'prev', ARGV[10], 'rotated', ARGV[11], 'succ', ARGV[12], 'ups', ARGV[13])
