@@ -19,7 +19,7 @@ from counterseal.sessions.service import Sessions
 from support.databases import Databases
 from support.round_trips import come_to_rest, costs_of
 from support.servers import Server
-from support.session_rows import parts_of
+from support.session_rows import parts_of, set_policy
 from support.sessions import KEYS, Process, process
 from support.stores import store_on, travel
 
@@ -65,6 +65,11 @@ class Case:
 async def five(house: House) -> None:
     for _ in range(4):
         await house.app.log_in()
+
+
+async def five_of_two(house: House) -> None:
+    await five(house)
+    await set_policy(house.app, max_sessions=2)
 
 
 async def old(house: House) -> None:
@@ -144,6 +149,8 @@ CASES = [
     Case(Sessions.create, "one", 1, lambda h: h.app.log_in()),
     Case(Sessions.create, "of a new user", 1, lambda h: h.app.log_in("bob")),
     Case(Sessions.create, "one too many", 3, lambda h: h.app.log_in(), five),
+    Case(Sessions.create, "in place of one", 3, lambda h: h.app.log_in(replacing=h.id), five),
+    Case(Sessions.create, "in place of one, and too many", 5, lambda h: h.app.log_in(replacing=h.id), five_of_two),
     Case(Sessions.get, "a hit", 1, lambda h: h.sessions.get(h.id)),
     Case(Sessions.get, "a tombstone", 1, lambda h: h.sessions.get(h.id), ended),
     Case(Sessions.get, "nobody's", 1, lambda h: h.sessions.get("ada.none")),

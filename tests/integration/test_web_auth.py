@@ -324,6 +324,30 @@ async def test_a_log_in_ends_the_session_that_the_browser_had(site: Site) -> Non
     assert await who(desk) == BOB
 
 
+async def test_who_logs_in_anew_with_five_devices_keeps_the_other_four(valkey: Server, place: Place) -> None:
+    async with site_on(valkey, place.data_dir, place.variables) as site:
+        desk, *others = (site.browser() for _ in range(5))
+        await others[0].sign_up(ALICE)
+        for device in (*others[1:], desk):  # what the desk has was used last
+            assert (await device.log_in(ALICE)).status_code == 200
+        before = desk.cookies[ACCESS]
+        assert (await desk.log_in(ALICE)).status_code == 200
+        assert [await who(device) for device in (desk, *others)] == [ALICE] * 5
+        assert await who(site.program(token=before)) is None
+        # Of the two cookies either may be of a session that the other is not of.
+        spare, cookies = others[0].cookies[REFRESH], others[1].cookies
+        cookies.delete(REFRESH)
+        cookies.set(REFRESH, spare, domain="sign.example", path="/api/auth")
+        assert (await others[1].log_in(ALICE)).status_code == 200
+        assert [await who(device) for device in (desk, *others)] == [ALICE, None, ALICE, ALICE, ALICE]
+        assert len((await desk.get("/api/auth/sessions")).json()["sessions"]) == 4
+        # And another user's is ended as well.
+        old = desk.cookies[ACCESS]
+        await site.program().sign_up(BOB, tokens="body")
+        assert (await desk.log_in(BOB)).status_code == 200
+        assert await who(site.program(token=old)) is None
+
+
 async def test_another_site_logs_nobody_in_and_nobody_out(site: Site) -> None:
     client = site.browser()
     await client.sign_up(ALICE)

@@ -42,7 +42,7 @@ class Authentication:
         self._totp = totp
 
     async def log_in(
-        self, *, email: str, password: str, client: Client, remember: bool
+        self, *, email: str, password: str, client: Client, remember: bool, replacing: str | None
     ) -> LoggedIn | TotpNeeded | Refused:
         """See `Accounts.log_in`."""
         backing = self._backing
@@ -67,11 +67,15 @@ class Authentication:
                 raise _CodeNeeded
 
         try:
-            return await self._create(account.user, client, PASSWORD_ONLY, remember=remember, also=admit)
+            return await self._create(
+                account.user, client, PASSWORD_ONLY, remember=remember, replacing=replacing, also=admit
+            )
         except _CodeNeeded:  # for a second factor that was enabled since the policy was read
             return await self._begin(account, renewed, remember=remember)
 
-    async def finish_log_in(self, *, ticket: str, code: str, client: Client) -> LoggedIn | Refused:
+    async def finish_log_in(
+        self, *, ticket: str, code: str, client: Client, replacing: str | None
+    ) -> LoggedIn | Refused:
         """See `Accounts.finish_log_in`."""
         backing = self._backing
         async with backing.database.read() as connection:
@@ -99,7 +103,9 @@ class Authentication:
                 raise Lost(TICKET_INVALID)
 
         remember = half.data == {"remember": True}
-        made = await self._create(account.user, client, WITH_TOTP, remember=remember, also=admit)
+        made = await self._create(
+            account.user, client, WITH_TOTP, remember=remember, replacing=replacing, also=admit
+        )
         if isinstance(made, LoggedIn):
             await backing.sessions.set_totp_verified(
                 made.session.session_id, Context.LOGIN, method=verified.method
@@ -188,7 +194,14 @@ class Authentication:
         await connection.execute(update(users).where(users.c.id == account.id).values(**values))
 
     async def _create(
-        self, user: User, client: Client, amr: tuple[str, ...], *, remember: bool, also: Also
+        self,
+        user: User,
+        client: Client,
+        amr: tuple[str, ...],
+        *,
+        remember: bool,
+        replacing: str | None,
+        also: Also,
     ) -> LoggedIn | Refused:
         profile = Profile.REMEMBER if remember else Profile.STANDARD
         try:
@@ -198,6 +211,7 @@ class Authentication:
                 ip=client.ip,
                 profile=profile,
                 amr=amr,
+                replacing=replacing,
                 also=also,
             )
         except Lost as lost:

@@ -101,6 +101,7 @@ class Accounts:
         user_agent: str | None = None,
         ip: str | None = None,
         remember: bool = False,
+        replacing: str | None = None,
     ) -> LoggedIn | TotpNeeded | Refused:
         """Log somebody in by password; or half, when a TOTP code is needed as well.
 
@@ -109,27 +110,38 @@ class Accounts:
         account. At most 10 passwords a minute are tried for one address, and right ones do not count
         (`too_many_attempts`). `account_suspended` is told only to those who know the password. `remember` asks for a
         longer session, which is given where the settings and the domain allow it. A hash that was made with other costs
-        is made anew.
+        is made anew. `replacing` is the id of a session of this user that ends with the log-in, such as the one that
+        the browser had before: it takes no place of another device, and lives on when the log-in fails.
 
-        One transaction and two that read; at most six round trips.
+        One transaction and two that read; at most eight round trips.
         """
         return await self._authentication.log_in(
-            email=email, password=password, client=Client.of(ip, user_agent), remember=remember
+            email=email,
+            password=password,
+            client=Client.of(ip, user_agent),
+            remember=remember,
+            replacing=replacing,
         )
 
     async def finish_log_in(
-        self, *, ticket: str, code: str, user_agent: str | None = None, ip: str | None = None
+        self,
+        *,
+        ticket: str,
+        code: str,
+        user_agent: str | None = None,
+        ip: str | None = None,
+        replacing: str | None = None,
     ) -> LoggedIn | Refused:
         """The second half: a TOTP code, or a backup code.
 
         A ticket is good for 5 minutes and for one session. A wrong code does not use it up: what limits those is said
         at `Totp.verify`, whose refusals are handed on. Refused as `ticket_invalid` (unknown, used, expired, and after a
-        change of the password), `locked` and `account_suspended` besides.
+        change of the password), `locked` and `account_suspended` besides. `replacing` is as at `log_in`.
 
-        Two transactions and one that reads besides those of `Totp.verify`; at most five round trips besides its own.
+        Two transactions and one that reads besides those of `Totp.verify`; at most seven round trips besides its own.
         """
         return await self._authentication.finish_log_in(
-            ticket=ticket, code=code, client=Client.of(ip, user_agent)
+            ticket=ticket, code=code, client=Client.of(ip, user_agent), replacing=replacing
         )
 
     # -- passwords and addresses ---------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -28,7 +28,7 @@ from counterseal.sessions.copies import Ended
 from counterseal.sessions.device import clean_user_agent, device_family, device_name
 from counterseal.sessions.endings import Endings
 from counterseal.sessions.events import NewDevice, SessionCreated
-from counterseal.sessions.identity import checked_identifier, session_id_of
+from counterseal.sessions.identity import checked_identifier, session_id_of, split_session_id
 from counterseal.sessions.lifetime import lifetime
 from counterseal.sessions.refresh_token import RefreshToken, new_refresh_token
 from counterseal.sessions.row import Row
@@ -56,6 +56,8 @@ class Login:
     ip: str | None
     profile: Profile
     amr: tuple[str, ...]
+    replacing: str | None
+    """The part of the session of the same user that this one comes in place of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class Made:
 
     row: Row
     refresh: RefreshToken
+    replaced: tuple[str, ...]
     evicted: tuple[str, ...]
     new_device: bool
 
@@ -86,8 +89,10 @@ class Creation:
         ip: str | None,
         profile: Profile,
         amr: Sequence[str],
+        replacing: str | None,
     ) -> Login:
         """What was asked for, checked. Raises `ConfigurationError`."""
+        before = split_session_id(replacing)
         return Login(
             checked_identifier("user_id", user_id),
             uuid7(self._backing.now_ms()).hex if part is None else checked_identifier("part", part),
@@ -97,6 +102,7 @@ class Creation:
             _address(ip),
             Profile(profile),
             tuple(amr),
+            before[1] if before is not None and before[0] == user_id else None,
         )
 
     async def create(self, login: Login, also: Also | None = None) -> Created:
@@ -142,6 +148,12 @@ class Creation:
         # Only now: there may have been a long wait for the lock.
         now_ms = backing.now_ms()
         limits = lifetime(login.profile, backing.settings, policy)
+        # Before the others are counted: its place is free.
+        replaced = (
+            await self._endings.end_in(connection, login.user_id, [login.replacing], Reason.LOGOUT, now_ms)
+            if login.replacing is not None
+            else []
+        )
         live = [row for row in await read_rows_of(connection, login.user_id) if not row.has_ended(now_ms)]
         surplus = [row.part for row in live[: max(0, len(live) + 1 - limits.most)]]
         evicted = (
@@ -188,7 +200,7 @@ class Creation:
             private={"ip": login.ip, "user_agent": login.user_agent},
             subject=login.user_id,
         )
-        return Made(row, refresh, tuple(evicted), new_device)
+        return Made(row, refresh, tuple(replaced), tuple(evicted), new_device)
 
     async def finish(self, made: Made) -> Created | None:
         """What follows the commit; None when the session has ended before it began: the user's epoch was raised."""
@@ -202,7 +214,7 @@ class Creation:
                     now_ms=now_ms,
                     last_used_ms=row.last_used_ms,
                     checked_ms=row.last_used_ms,
-                    ended=made.evicted,
+                    ended=(*made.replaced, *made.evicted),
                 )
             except StoreUnavailable:
                 pass  # the database has it, and the outbox has the tombstones
@@ -214,8 +226,8 @@ class Creation:
                     # Else it was ended in the database as well: it has begun, and is over, as if a moment later.
                     if revocation:
                         raise SessionExists("a session with this id existed")
-        if made.evicted:
-            await self._endings.after(row.user_id, made.evicted, Reason.EVICTED)
+        await self._endings.after(row.user_id, made.replaced, Reason.LOGOUT)
+        await self._endings.after(row.user_id, made.evicted, Reason.EVICTED)
         session = row.session(last_used_ms=row.last_used_ms, checked_ms=row.last_used_ms)
         backing.emit(SessionCreated(session.session_id, row.user_id))
         if made.new_device:
@@ -228,16 +240,7 @@ class Creation:
         )
 
     def _again(self, login: Login) -> Login:
-        return Login(
-            login.user_id,
-            uuid7(self._backing.now_ms()).hex,
-            login.email,
-            login.full_name,
-            login.user_agent,
-            login.ip,
-            login.profile,
-            login.amr,
-        )
+        return replace(login, part=uuid7(self._backing.now_ms()).hex)
 
     @staticmethod
     async def _is_new_device(connection: AsyncConnection, login: Login) -> bool:

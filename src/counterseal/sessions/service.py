@@ -155,13 +155,16 @@ class Sessions:
         profile: Profile = Profile.STANDARD,
         amr: Sequence[str] = ("pwd",),
         part: str | None = None,
+        replacing: str | None = None,
         also: Also | None = None,
     ) -> Created:
         """Begin a session, and the user's record where there is none yet (then `email` is needed).
 
         The session's part of the id is `part`, or is made. The policy of the user's domain may shorten it. Who has too
-        many sessions loses the least recently used, in the same transaction, in which `also` writes before. One
-        transaction. One round trip, or three when somebody's session has to go.
+        many sessions loses the least recently used, in the same transaction, in which `also` writes before. `replacing`
+        is the id of a session of this user that ends with it, as by a log-out, and is not counted; one of another user
+        ends not. One transaction. One round trip, three when a session has to go, and five when one is replaced and
+        there are too many besides.
 
         Raises `DatabaseUnavailable`: there is no log-in without the database. `SessionExists` when the part is taken,
         or was; `UserBlocked`; `Conflict` when the address belongs to another user; `ConfigurationError`.
@@ -175,6 +178,7 @@ class Sessions:
             ip=ip,
             profile=profile,
             amr=amr,
+            replacing=replacing,
         )
         return await self._creation.create(login, also)
 

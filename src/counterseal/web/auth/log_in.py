@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from fastapi import APIRouter, Request, Response
@@ -10,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from counterseal.accounts.log_in import LoggedIn, TotpNeeded
 from counterseal.app import Counterseal
 from counterseal.core.errors import CountersealError
+from counterseal.sessions.identity import split_session_id
 from counterseal.sessions.refresh_token import parse_refresh_token, was_issued
 from counterseal.sessions.session import Reason
 from counterseal.web.auth.bodies import (
@@ -39,13 +41,17 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
     router = auth_router(refusals=(HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.CONFLICT))
     accounts, web, delivery = seal.accounts, seal.settings.web, Delivery(seal)
 
+    def before(request: Request, *, in_body: bool) -> list[str]:
+        # The cookies that go now would leave them alive, where nobody has their tokens (ASVS 5.0, 7.2.4).
+        return [] if in_body else sorted(_named(seal, request, of_cookies=True))
+
     async def logged_in(
-        made: LoggedIn, request: Request, response: Response, *, in_body: bool
+        made: LoggedIn, ends: Sequence[str], response: Response, *, in_body: bool
     ) -> LoggedInBody:
-        if not in_body:
-            # The cookies that go now would have left it alive, where nobody has its tokens (ASVS 5.0, 7.2.4).
-            for before in _named(seal, request, of_cookies=True):
-                await seal.sessions.revoke(before, reason=Reason.LOGOUT)
+        for number, session_id in enumerate(ends):
+            # The first went with the log-in, in one transaction, unless it is of another user.
+            if number > 0 or not _is_of(session_id, made.user.id):
+                await seal.sessions.revoke(session_id, reason=Reason.LOGOUT)
         return LoggedInBody(
             user=UserBody.of(made.user),
             session_id=made.session.session_id,
@@ -63,12 +69,16 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
             user_agent=client.user_agent,
             ip=client.ip,
         )
-        return await logged_in(unless_refused(answer), request, response, in_body=body.tokens == "body")
+        in_body = body.tokens == "body"
+        return await logged_in(
+            unless_refused(answer), before(request, in_body=in_body), response, in_body=in_body
+        )
 
     @router.post("/log-in")
     async def log_in(body: LogIn, request: Request, response: Response) -> LoggedInBody | TotpNeededBody:
         """Log in, or be told that a second factor is wanted. 400 `invalid_credentials`, 429 `locked`."""
-        client = client_of(request, web)
+        client, in_body = client_of(request, web), body.tokens == "body"
+        ends = before(request, in_body=in_body)
         answer = unless_refused(
             await accounts.log_in(
                 email=body.email,
@@ -76,23 +86,26 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
                 user_agent=client.user_agent,
                 ip=client.ip,
                 remember=body.remember,
+                replacing=ends[0] if ends else None,
             )
         )
         if isinstance(answer, TotpNeeded):
             return TotpNeededBody(ticket=answer.ticket, expires_at=answer.expires_at)
-        return await logged_in(answer, request, response, in_body=body.tokens == "body")
+        return await logged_in(answer, ends, response, in_body=in_body)
 
     @router.post("/totp/log-in")
     async def finish_log_in(body: SecondStep, request: Request, response: Response) -> LoggedInBody:
         """The second step of a log-in. 400 `ticket_invalid`, `code_invalid`."""
-        client = client_of(request, web)
+        client, in_body = client_of(request, web), body.tokens == "body"
+        ends = before(request, in_body=in_body)
         answer = await accounts.finish_log_in(
             ticket=body.ticket.get_secret_value(),
             code=body.code.get_secret_value(),
             user_agent=client.user_agent,
             ip=client.ip,
+            replacing=ends[0] if ends else None,
         )
-        return await logged_in(unless_refused(answer), request, response, in_body=body.tokens == "body")
+        return await logged_in(unless_refused(answer), ends, response, in_body=in_body)
 
     @router.post("/refresh")
     async def refresh(request: Request, response: Response, body: Held | None = None) -> RenewedBody:
@@ -132,6 +145,11 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
 def _held(body: Held | None) -> str | None:
     token = None if body is None else body.refresh_token
     return None if token is None else token.get_secret_value()
+
+
+def _is_of(session_id: str, user_id: str) -> bool:
+    ids = split_session_id(session_id)
+    return ids is not None and ids[0] == user_id
 
 
 def _named(
