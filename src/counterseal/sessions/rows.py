@@ -75,6 +75,75 @@ _ROWS: Final = select(
 ).join_from(user_sessions, users, users.c.id == _s.user_id)
 
 
+# Statements that every log-in and every refresh runs are built once: building one takes longer than SQLite does.
+_MINE: Final = and_(_s.user_id == bindparam("of_user"), _s.session_id == bindparam("of_part"))
+_ROW: Final = _ROWS.where(_MINE)
+_ROW_LOCKED: Final = _ROW.with_for_update(of=user_sessions)
+_ROWS_OF: Final = _ROWS.where(_s.user_id == bindparam("of_user"), _ACTIVE).order_by(
+    _s.last_used_at, _s.created_at
+)
+_DEVICES: Final = (
+    select(_s.user_agent, _s.ip)
+    .where(_s.user_id == bindparam("of_user"))
+    .order_by(_s.created_at.desc())
+    .limit(200)
+)
+_up = session_step_ups.c
+_STEP_UPS: Final = (
+    select(_up.context, _up.request_id, _up.method, _up.verified_at)
+    .where(
+        _up.user_id == bindparam("of_user"),
+        _up.session_id == bindparam("of_part"),
+        _up.consumed_at.is_(None),
+        _up.verified_at > bindparam("since", type_=Ts()),
+    )
+    .order_by(_up.verified_at)
+)
+_LOCK_USER: Final = (
+    select(
+        users.c.status,
+        users.c.session_epoch,
+        _GLOBAL.label("everybody"),
+        domain_settings.c.session_profile,
+        domain_settings.c.session_idle_minutes,
+        domain_settings.c.session_absolute_minutes,
+        domain_settings.c.max_sessions,
+    )
+    .join_from(users, domain_settings, domain_settings.c.domain == users.c.domain, isouter=True)
+    .where(users.c.id == bindparam("of_user"))
+    .with_for_update(of=users)
+)
+_MAKERS: Final = {"postgresql": postgresql_insert, "sqlite": sqlite_insert}
+_INSERT_USER: Final = {
+    name: make(users).on_conflict_do_nothing(index_elements=[users.c.id]) for name, make in _MAKERS.items()
+}
+_INSERT_ROW: Final = {
+    name: make(user_sessions).on_conflict_do_nothing(index_elements=[_s.user_id, _s.session_id])
+    for name, make in _MAKERS.items()
+}
+# Of a user who is not active there is no epoch, and nothing is as great as none.
+_ACTIVE_EPOCH: Final = (
+    select(users.c.session_epoch)
+    .where(users.c.id == bindparam("of_user"), users.c.status == "active")
+    .scalar_subquery()
+)
+_REPLACE_TOKEN: Final = (
+    update(user_sessions)
+    .where(
+        _MINE, _ACTIVE, _s.rt_hash == bindparam("old"), _s.global_epoch >= _GLOBAL, _s.epoch >= _ACTIVE_EPOCH
+    )
+    .values(
+        rt_hash=bindparam("new"),
+        rt_prev_hash=bindparam("old"),
+        rt_rotated_at=bindparam("rotated", type_=Ts()),
+        rt_successor=bindparam("successor"),
+        last_used_at=bindparam("rotated", type_=Ts()),
+        version=_s.version + 1,
+    )
+    .returning(_s.version)
+)
+
+
 def _is(user_id: str, part: str) -> Any:
     return and_(_s.user_id == user_id, _s.session_id == part)
 
@@ -86,10 +155,8 @@ async def read_row(
 
     With `lock` nobody changes it before the transaction ends.
     """
-    statement = _ROWS.where(_is(user_id, part))
-    found = (
-        await connection.execute(statement.with_for_update(of=user_sessions) if lock else statement)
-    ).first()
+    statement = _ROW_LOCKED if lock else _ROW
+    found = (await connection.execute(statement, {"of_user": user_id, "of_part": part})).first()
     if found is None:
         return None
     return _row(found, await read_step_ups(connection, user_id, part, now_ms=now_ms))
@@ -104,16 +171,8 @@ async def read_step_ups(
     connection: AsyncConnection, user_id: str, part: str, *, now_ms: int
 ) -> tuple[StepUp, ...]:
     """The second factors that were shown in a session and are neither used up nor too old."""
-    shown = session_step_ups.c
     found = await connection.execute(
-        select(shown.context, shown.request_id, shown.method, shown.verified_at)
-        .where(
-            shown.user_id == user_id,
-            shown.session_id == part,
-            shown.consumed_at.is_(None),
-            shown.verified_at > instant(now_ms - STEP_UP_MS),
-        )
-        .order_by(shown.verified_at)
+        _STEP_UPS, {"of_user": user_id, "of_part": part, "since": instant(now_ms - STEP_UP_MS)}
     )
     return tuple(
         StepUp(Context(record.context), record.request_id, record.method, milliseconds(record.verified_at))
@@ -126,18 +185,16 @@ async def insert_user_if_absent(
 ) -> None:
     """Add a user who is not there yet. Raises `Conflict` when the address belongs to somebody else."""
     now = instant(now_ms)
-    make = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
     await connection.execute(
-        make(users)
-        .values(
-            id=user_id,
-            email=email,
-            full_name=full_name,
-            domain=email.rpartition("@")[2],
-            created_at=now,
-            updated_at=now,
-        )
-        .on_conflict_do_nothing(index_elements=[users.c.id])
+        _INSERT_USER[connection.dialect.name],
+        {
+            "id": user_id,
+            "email": email,
+            "full_name": full_name,
+            "domain": email.rpartition("@")[2],
+            "created_at": now,
+            "updated_at": now,
+        },
     )
 
 
@@ -146,23 +203,7 @@ async def lock_user(connection: AsyncConnection, user_id: str) -> tuple[str, int
 
     None when there is no such user. One statement.
     """
-    d = domain_settings.c
-    found = (
-        await connection.execute(
-            select(
-                users.c.status,
-                users.c.session_epoch,
-                _GLOBAL.label("everybody"),
-                d.session_profile,
-                d.session_idle_minutes,
-                d.session_absolute_minutes,
-                d.max_sessions,
-            )
-            .join_from(users, domain_settings, d.domain == users.c.domain, isouter=True)
-            .where(users.c.id == user_id)
-            .with_for_update(of=users)
-        )
-    ).first()
+    found = (await connection.execute(_LOCK_USER, {"of_user": user_id})).first()
     if found is None:
         return None
     policy = DomainPolicy(
@@ -187,45 +228,39 @@ async def lock_sessions(connection: AsyncConnection, user_id: str) -> None:
 
 async def read_rows_of(connection: AsyncConnection, user_id: str) -> list[Row]:
     """The active rows of a user, least recently used first; some of them may have ended by time. No step-ups."""
-    found = await connection.execute(
-        _ROWS.where(_s.user_id == user_id, _ACTIVE).order_by(_s.last_used_at, _s.created_at)
-    )
+    found = await connection.execute(_ROWS_OF, {"of_user": user_id})
     return [_row(record, ()) for record in found]
 
 
 async def read_devices(connection: AsyncConnection, user_id: str) -> list[tuple[str | None, str | None]]:
     """User agent and address of the user's sessions that are still on record, ended ones too; at most 200."""
-    found = await connection.execute(
-        select(_s.user_agent, _s.ip).where(_s.user_id == user_id).order_by(_s.created_at.desc()).limit(200)
-    )
+    found = await connection.execute(_DEVICES, {"of_user": user_id})
     return [(record.user_agent, record.ip) for record in found]
 
 
 async def insert_row(connection: AsyncConnection, row: Row) -> bool:
     """Add a session; whether it was: the part may be taken."""
     facts = row.facts
-    make = postgresql_insert if connection.dialect.name == "postgresql" else sqlite_insert
     inserted = await connection.execute(
-        make(user_sessions)
-        .values(
-            user_id=row.user_id,
-            session_id=row.part,
-            profile=facts.profile.value,
-            epoch=facts.epoch,
-            global_epoch=facts.global_epoch,
-            version=row.version,
-            rt_hash=row.token_hash,
-            amr=list(facts.amr),
-            authenticated_at=instant(facts.authenticated_ms),
-            created_at=instant(facts.created_ms),
-            last_used_at=instant(row.last_used_ms),
-            idle_seconds=max(1, facts.idle_ms // 1000),
-            absolute_expires_at=instant(facts.absolute_ms),
-            user_agent=facts.user_agent,
-            ip=facts.ip,
-            device_label=facts.device,
-        )
-        .on_conflict_do_nothing(index_elements=[_s.user_id, _s.session_id])
+        _INSERT_ROW[connection.dialect.name],
+        {
+            "user_id": row.user_id,
+            "session_id": row.part,
+            "profile": facts.profile.value,
+            "epoch": facts.epoch,
+            "global_epoch": facts.global_epoch,
+            "version": row.version,
+            "rt_hash": row.token_hash,
+            "amr": list(facts.amr),
+            "authenticated_at": instant(facts.authenticated_ms),
+            "created_at": instant(facts.created_ms),
+            "last_used_at": instant(row.last_used_ms),
+            "idle_seconds": max(1, facts.idle_ms // 1000),
+            "absolute_expires_at": instant(facts.absolute_ms),
+            "user_agent": facts.user_agent,
+            "ip": facts.ip,
+            "device_label": facts.device,
+        },
     )
     return inserted.rowcount == 1
 
@@ -318,30 +353,16 @@ async def replace_token(
 
     Nothing is changed of a session that has ended, or whose user is not active.
     """
-    # Of a user who is not active there is no epoch, and nothing is as great as none.
-    user_epoch = (
-        select(users.c.session_epoch)
-        .where(users.c.id == user_id, users.c.status == "active")
-        .scalar_subquery()
-    )
     replaced = await connection.execute(
-        update(user_sessions)
-        .where(
-            _is(user_id, part),
-            _ACTIVE,
-            _s.rt_hash == old,
-            _s.global_epoch >= _GLOBAL,
-            _s.epoch >= user_epoch,
-        )
-        .values(
-            rt_hash=new,
-            rt_prev_hash=old,
-            rt_rotated_at=instant(rotated_ms),
-            rt_successor=successor,
-            last_used_at=instant(rotated_ms),
-            version=_s.version + 1,
-        )
-        .returning(_s.version)
+        _REPLACE_TOKEN,
+        {
+            "of_user": user_id,
+            "of_part": part,
+            "old": old,
+            "new": new,
+            "rotated": instant(rotated_ms),
+            "successor": successor,
+        },
     )
     return replaced.scalar_one_or_none()
 
