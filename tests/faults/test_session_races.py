@@ -28,6 +28,7 @@ from support.session_faults import (
     rows,
 )
 from support.sessions import Pause, Process
+from support.stores import travel
 
 DUE = timedelta(seconds=61)
 """After so long a copy is checked, and a use noted."""
@@ -180,6 +181,24 @@ async def test_who_was_stopped_before_writing_brings_no_ended_session_back(
         assert alive == (ending in (revoked, revoked_by_another, evicted)), ending.__name__
 
 
+async def test_who_was_stopped_before_writing_undoes_no_refresh_and_no_use(apps: list[Process]) -> None:
+    made = await apps[0].log_in()
+    stop = before_fill(apps[0])
+    stopped = asyncio.create_task(apps[0].sessions.get(made.session_id, fresh=True))
+    await stop.reached()
+    rotated = await apps[1].sessions.rotate(made.refresh_token)
+    assert rotated is not None
+    travel(apps[1].store, DUE)
+    used = await apps[1].sessions.get(made.session_id)
+    stop.release()
+    assert await stopped == used
+    assert used is not None
+    assert used.version == 2
+    assert used.last_used_at >= made.session.last_used_at + DUE
+    assert await apps[1].sessions.get(made.session_id) == used
+    assert await apps[0].sessions.rotate(rotated.tokens.refresh_token) is not None
+
+
 async def test_a_log_in_that_others_evict_before_it_has_its_copy_is_over(
     apps: list[Process], valkey: Server
 ) -> None:
@@ -208,7 +227,7 @@ async def test_no_session_is_read_after_its_log_out(apps: list[Process], valkey:
         over = False
 
         async def read(app: Process, *, fresh: bool) -> None:
-            for _ in range(10):
+            for _ in range(6):
                 if over:
                     return
                 if not warm:
