@@ -46,11 +46,16 @@ from support.waiting import eventually
 START = 1_800_000_000_000
 MOST = 3
 IDLE_MS = 24 * 3_600_000
-ABSOLUTE_MS = 7 * IDLE_MS
+ABSOLUTE_MS = 36 * 3_600_000
 GRACE_MS = 10_000
 NOTED_MS = 120_000
 """A use is noted at most once a minute in Redis, and again in the database."""
 
+SETTINGS = SessionSettings(
+    max_per_user=MOST,
+    idle=timedelta(milliseconds=IDLE_MS),
+    absolute=timedelta(milliseconds=ABSOLUTE_MS),
+)
 QUICK = LinkOptions(
     command_timeout=timedelta(seconds=5),
     connect_timeout=timedelta(seconds=5),
@@ -92,11 +97,7 @@ class Desk:
             store.now_ms = self.clock.now_ms
             await enter(store)
             database = await enter(place.database())
-            self.apps.append(
-                await enter(
-                    process(store, database, settings=SessionSettings(max_per_user=MOST), relay=False)
-                )
-            )
+            self.apps.append(await enter(process(store, database, settings=SETTINGS, relay=False)))
         for app in self.apps:
             await eventually(lambda app=app: not app.sessions._backing.pending.unsettled)
 
@@ -258,6 +259,13 @@ class LifeOfSessions(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from((1, 9, 11, 61, 301, 3_600, 43_200, 82_800, 86_520, 300_000)))
     def time_passes(self, seconds: int) -> None:
         self.desk.clock.travel(timedelta(seconds=seconds))
+
+    @precondition(lambda self: self.known)
+    @rule(index=which, process=processes)
+    def a_session_is_used_for_long(self, index: int, process: int) -> None:
+        for _ in range(2):
+            self.time_passes(72_000)
+            self.use(index, process, fresh=False)
 
     @rule(what=st.sampled_from(("redis", "redis", "emptied", "cleaned")), process=processes)
     def something_happens(self, what: str, process: int) -> None:
