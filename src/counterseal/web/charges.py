@@ -14,6 +14,7 @@ from counterseal.ratelimit.limiter import LONGEST_IDENTIFIER, Limiter
 from counterseal.ratelimit.service import RateLimits
 from counterseal.web.address import client_address, limited_as
 from counterseal.web.quota import Quota, refusal
+from counterseal.web.raised import note_problem
 
 OfScope = Callable[[Scope], str | None]
 """Tells something of a request, from what the server and earlier middleware put into its scope."""
@@ -155,7 +156,7 @@ class Charges:
         if charge is None or charge.refunded:
             charge = Charge(limiter)
         elif not charge.decision.success:
-            raise refusal(charge.decision)
+            raise note_problem(self._scope, refusal(charge.decision))
         elif (due := cost - charge.cost) <= 0:
             return charge
         charged = address if self._goes_by_address(address, who) else who
@@ -165,7 +166,7 @@ class Charges:
         charge.add(_Part(charged, due, plan, Quota(limiter.name, limits, decision)))
         self._made[key] = charge
         if not decision.success:
-            raise refusal(decision)
+            raise note_problem(self._scope, refusal(decision))
         return charge
 
     @property

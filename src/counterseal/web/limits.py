@@ -33,6 +33,7 @@ from counterseal.web.charges import Charge, Charges, Charging, OfScope
 from counterseal.web.paths import PathTable, readings, route_path
 from counterseal.web.problems import Problem, problem_response
 from counterseal.web.quota import FIELDS, quota_headers
+from counterseal.web.raised import answer_raised
 
 ROUTES: Final[Mapping[str, str | None]] = {
     "/api": "api",
@@ -85,26 +86,22 @@ class RateLimitMiddleware:
             await self._app(scope, receive, send)
             return
         charges = scope[_CHARGES] = Charges(self._charging, scope)
-        started = False
 
         async def send_on(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 message = self._told(message, charges)
             await send(message)
 
         try:
-            for path in readings(route_path(scope)):
-                limiter = self._table.find(path)
-                if limiter is not None:
-                    await charges.charge(limiter)
-            await self._app(scope, receive, send_on)
-        except Problem as problem:
-            # Of this middleware, or of `limited` in an application that has no handler for it.
-            if started:
-                raise
-            await problem_response(problem)(scope, receive, send_on)
+            try:
+                for path in readings(route_path(scope)):
+                    limiter = self._table.find(path)
+                    if limiter is not None:
+                        await charges.charge(limiter)
+            except Problem as problem:
+                await problem_response(problem)(scope, receive, send_on)
+            else:
+                await answer_raised(self._app, scope, receive, send_on)
         finally:
             # They hold each other, and would wait for the collector of cycles with everything of the request.
             scope.pop(_CHARGES, None)

@@ -60,8 +60,13 @@ _CODES = {
 }
 
 
-class Problem(Exception):
-    """Raised by a route to answer with an error of its own making."""
+class Problem(HTTPException):
+    """Raised by a route to answer with an error of its own making.
+
+    Other applications answer it as any `HTTPException`, by its `status_code`, `detail` and `headers`.
+    """
+
+    headers: dict[str, str]
 
     def __init__(
         self,
@@ -72,11 +77,9 @@ class Problem(Exception):
         headers: Mapping[str, str] | None = None,
         **members: object,
     ) -> None:
-        super().__init__(detail)
+        super().__init__(status.value, detail, {"Cache-Control": "no-store", **(headers or {})})
         self.status = status
         self.code = code
-        self.detail = detail
-        self.headers = dict(headers or {})
         self.members = members
 
 
@@ -94,7 +97,7 @@ def problem_response(problem: Problem) -> Response:
         msgspec.json.encode(body),
         status_code=problem.status,
         media_type=MEDIA_TYPE,
-        headers={"Cache-Control": "no-store", **problem.headers},
+        headers=problem.headers,
     )
 
 
