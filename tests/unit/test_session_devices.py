@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterseal.sessions.address import network_of
-from counterseal.sessions.device import LONGEST_USER_AGENT, clean_user_agent, device_family, device_name
+from counterseal.sessions.device import (
+    LONGEST_USER_AGENT,
+    clean_user_agent,
+    device_family,
+    device_name,
+    is_elsewhere,
+)
+from counterseal.sessions.session import Facts, Profile, Session
 
 MOZILLA = "Mozilla/5.0"
 KIT = "AppleWebKit/537.36 (KHTML, like Gecko)"
@@ -103,3 +110,59 @@ def test_control_and_direction_characters_are_taken_out_and_what_is_too_long_is_
 )
 def test_an_address_lies_in_its_network(address: str | None, network: str | None):
     assert network_of(address) == network
+
+
+FIREFOX = f"{MOZILLA} (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+NEWER_FIREFOX = FIREFOX.replace("140", "141")
+SAFARI = f"{IPHONE} Version/18.5 Mobile/15E148 Safari/604.1"
+AT_HOME, NEXT_DOOR, AWAY = "192.0.2.7", "192.0.2.200", "203.0.113.7"
+
+
+def session_of(user_agent: str | None, ip: str | None) -> Session:
+    facts = Facts(
+        profile=Profile.STANDARD,
+        amr=("pwd",),
+        authenticated_ms=0,
+        created_ms=0,
+        absolute_ms=1,
+        idle_ms=1,
+        epoch=0,
+        global_epoch=0,
+        device="",
+        user_agent=user_agent,
+        ip=ip,
+    )
+    return Session("ada.1", "ada", facts, version=1, last_used_ms=0, checked_ms=0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "elsewhere"),
+    [
+        ((FIREFOX, AT_HOME), (SAFARI, AWAY), True),
+        ((FIREFOX, AT_HOME), (SAFARI, "2001:db8::1"), True),
+        ((FIREFOX, AT_HOME), ("curl/8.14.1", AWAY), True),
+        ((FIREFOX, AT_HOME), (FIREFOX, AT_HOME), False),
+        ((FIREFOX, AT_HOME), (FIREFOX, AWAY), False),
+        ((FIREFOX, AT_HOME), (NEWER_FIREFOX, AWAY), False),
+        ((FIREFOX, AT_HOME), (SAFARI, AT_HOME), False),
+        ((FIREFOX, AT_HOME), (SAFARI, NEXT_DOOR), False),
+        ((FIREFOX, AT_HOME), (SAFARI, f"::ffff:{NEXT_DOOR}"), False),
+        ((FIREFOX, "2001:db8:1:2::3"), (SAFARI, "2001:db8:1:2:ffff::4"), False),
+        ((FIREFOX, AT_HOME), (None, AWAY), False),
+        ((FIREFOX, AT_HOME), (MOZILLA, AWAY), False),
+        ((FIREFOX, AT_HOME), (SAFARI, None), False),
+        ((FIREFOX, AT_HOME), (SAFARI, "somewhere"), False),
+        ((None, AT_HOME), (SAFARI, AWAY), False),
+        ((FIREFOX, None), (SAFARI, AWAY), False),
+        ((None, None), (None, None), False),
+    ],
+)
+def test_a_session_is_elsewhere_when_both_browser_and_network_have_changed(
+    before: tuple[str | None, str | None], after: tuple[str | None, str | None], elsewhere: bool
+):
+    assert is_elsewhere(session_of(*before), *after) is elsewhere
+
+
+@given(st.text() | st.none(), st.text() | st.none())
+def test_whatever_a_client_says_the_answer_is_yes_or_no(user_agent: str | None, ip: str | None):
+    assert is_elsewhere(session_of(FIREFOX, AT_HOME), user_agent, ip) in (True, False)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from counterseal.sessions.address import network_of
+from counterseal.sessions.session import Session
+
 LONGEST_USER_AGENT: Final = 512
 UNKNOWN: Final = "Unknown device"
 
@@ -76,3 +79,13 @@ def device_name(user_agent: str | None) -> str:
         if sign in text:
             return f"Browser on {system}" if family == UNKNOWN else f"{family} on {system}"
     return family
+
+
+def is_elsewhere(session: Session, user_agent: str | None, ip: str | None) -> bool:
+    """Whether a session is used by another browser and from another network than it was begun or stepped up with.
+
+    One of the two changes by itself: a browser is updated and a laptop carried. What is not known is no change.
+    """
+    before, after = device_family(session.user_agent), device_family(user_agent)
+    was, is_now = network_of(session.ip), network_of(ip)
+    return UNKNOWN not in (before, after) and before != after and None not in (was, is_now) and was != is_now
