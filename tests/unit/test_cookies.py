@@ -41,6 +41,28 @@ def test_the_refresh_cookie_goes_to_the_routes_of_log_in_alone_and_lives_as_long
     assert attributes == {"Path=/api/auth", "Max-Age=604799", "Secure", "HttpOnly", "SameSite=Strict"}
 
 
+@pytest.mark.parametrize(
+    ("below", "path"),
+    [
+        ("/counterseal", "/counterseal/api/auth"),
+        ("/counterseal/", "/counterseal/api/auth"),
+        ("/a b/\u00e9", "/a%20b/%C3%A9/api/auth"),
+        ("/x; Domain=evil.example", "/x%3B%20Domain=evil.example/api/auth"),
+        ("/x\r\nSet-Cookie: y=z", "/x%0D%0ASet-Cookie:%20y=z/api/auth"),
+    ],
+)
+def test_below_a_path_the_refresh_cookie_goes_to_the_routes_there_and_is_cleared_there(
+    below: str, path: str
+) -> None:
+    for line in (
+        refresh_cookie(TOKEN, timedelta(days=7), below=below),
+        cleared_cookies(below=below)[1],
+    ):
+        found = [each for each in line.split("; ") if each.startswith(("Path=", "Domain="))]
+        assert found == [f"Path={path}"]
+        assert line.isprintable()
+
+
 def test_a_session_that_is_over_leaves_no_cookie() -> None:
     assert "Max-Age=0" in parts(refresh_cookie(TOKEN, timedelta(seconds=-5)))[1]
 

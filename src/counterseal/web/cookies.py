@@ -3,8 +3,10 @@
 | cookie | holds | goes to | SameSite | lives |
 | --- | --- | --- | --- | --- |
 | `__Host-cs_at` | the access token | every path | Lax | until the browser is closed |
-| `__Secure-cs_rt` | the refresh token | `/api/auth` | Strict | as long as the session may, at most |
+| `__Secure-cs_rt` | the refresh token | `/api/auth` ¹ | Strict | as long as the session may, at most |
 | `__Host-cs_sg` | a signer's access to one request | every path | Lax | |
+
+¹ Below the path at which the application is mounted.
 
 All of them are Secure and HttpOnly. A browser keeps a cookie with these prefixes only when it was set so (RFC 6265bis,
 4.1.3), so neither a neighbouring domain nor a page without TLS can plant one.
@@ -15,12 +17,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
+from urllib.parse import quote
 
 ACCESS: Final = "__Host-cs_at"
 REFRESH: Final = "__Secure-cs_rt"
 SIGNER: Final = "__Host-cs_sg"
 REFRESH_PATH: Final = "/api/auth"
 
+_IN_A_PATH: Final = "/!$&'()*+:=@"
+"""What a path may have as it is (RFC 3986, 3.3), less what would end an attribute."""
 _LONGEST_LINE: Final = 4096
 """Browsers take no cookie whose line is longer than that, or of that length."""
 
@@ -40,17 +45,19 @@ def access_cookie(token: str) -> str:
     return _line(ACCESS, token, "Path=/; Secure; HttpOnly; SameSite=Lax")
 
 
-def refresh_cookie(token: str, lives: timedelta) -> str:
-    """The `Set-Cookie` line of a refresh token; `lives` is what is left of the session at most."""
-    seconds = max(0, int(lives.total_seconds()))
-    return _line(REFRESH, token, f"Path={REFRESH_PATH}; Max-Age={seconds}; Secure; HttpOnly; SameSite=Strict")
+def refresh_cookie(token: str, lives: timedelta, *, below: str = "") -> str:
+    """The `Set-Cookie` line of a refresh token; `lives` is what is left of the session at most.
+
+    `below` is the path at which the application is mounted, the `root_path` of ASGI.
+    """
+    return _refresh_line(token, max(0, int(lives.total_seconds())), below)
 
 
-def cleared_cookies() -> tuple[str, str]:
-    """The `Set-Cookie` lines that have a browser forget both tokens."""
+def cleared_cookies(*, below: str = "") -> tuple[str, str]:
+    """The `Set-Cookie` lines that have a browser forget both tokens; `below` as for `refresh_cookie`."""
     return (
         _line(ACCESS, "", "Path=/; Max-Age=0; Secure; HttpOnly; SameSite=Lax"),
-        _line(REFRESH, "", f"Path={REFRESH_PATH}; Max-Age=0; Secure; HttpOnly; SameSite=Strict"),
+        _refresh_line("", 0, below),
     )
 
 
@@ -86,6 +93,11 @@ def _pairs(line: bytes) -> Iterable[tuple[bytes, bytes]]:
 
 def _fits(value: bytes) -> bool:
     return not value.translate(None, _WRITTEN)
+
+
+def _refresh_line(token: str, seconds: int, below: str) -> str:
+    path = quote(below.rstrip("/"), safe=_IN_A_PATH) + REFRESH_PATH
+    return _line(REFRESH, token, f"Path={path}; Max-Age={seconds}; Secure; HttpOnly; SameSite=Strict")
 
 
 def _line(name: str, value: str, attributes: str) -> str:

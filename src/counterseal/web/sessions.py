@@ -25,7 +25,7 @@ from typing import Final, cast
 from starlette.exceptions import WebSocketException
 from starlette.requests import HTTPConnection
 from starlette.status import WS_1008_POLICY_VIOLATION
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from counterseal.app import Counterseal
 from counterseal.core.errors import ConfigurationError, DatabaseUnavailable, StoreError
@@ -34,6 +34,7 @@ from counterseal.web.caller import caller_of, note_caller
 from counterseal.web.charges import OfScope
 from counterseal.web.origin import SAFE_METHODS, Origins
 from counterseal.web.problems import Problem, describe, problem_response
+from counterseal.web.raised import answer_raised, note_problem
 from counterseal.web.reads import note_session_read
 
 FRESH_LOGIN: Final = timedelta(minutes=10)
@@ -71,20 +72,7 @@ class SessionMiddleware:
         if not is_safe and not self._origins.allow(scope):
             await _refuse(scope, receive, send)
             return
-        started = False
-
-        async def send_on(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_on)
-        except Problem as problem:
-            # Of a dependency, in an application that has no handler for it.
-            if started or scope["type"] != "http":
-                raise
-            await problem_response(problem)(scope, receive, send)
+        await answer_raised(self._app, scope, receive, send)
 
 
 async def optional_session(connection: HTTPConnection) -> Session | None:
@@ -235,7 +223,7 @@ def _refusal(connection: HTTPConnection, problem: Problem) -> Exception:
     """A problem as what is raised, which a WebSocket has no answer for."""
     if connection.scope["type"] == "websocket":
         return WebSocketException(WS_1008_POLICY_VIOLATION, problem.code)
-    return problem
+    return note_problem(connection.scope, problem)
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:

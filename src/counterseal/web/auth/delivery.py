@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.responses import Response
 
 from counterseal.app import Counterseal
@@ -19,7 +20,9 @@ class Delivery:
     def __init__(self, seal: Counterseal) -> None:
         self._now_ms = seal.store.now_ms
 
-    def give(self, tokens: Tokens, response: Response, *, in_body: bool) -> TokensBody | None:
+    def give(
+        self, tokens: Tokens, request: Request, response: Response, *, in_body: bool
+    ) -> TokensBody | None:
         """What the body says of new tokens: themselves, or None once they are in cookies of the response.
 
         Never both: a program that keeps them by itself would send cookies along from then on.
@@ -32,13 +35,17 @@ class Delivery:
                 refresh_expires_at=tokens.refresh_expires_at,
             )
         left = tokens.refresh_expires_at - datetime.fromtimestamp(self._now_ms() / 1000, UTC)
-        set_cookies(response, access_cookie(tokens.access_token), refresh_cookie(tokens.refresh_token, left))
+        set_cookies(
+            response,
+            access_cookie(tokens.access_token),
+            refresh_cookie(tokens.refresh_token, left, below=_mounted_at(request)),
+        )
         return None
 
 
-def clear_tokens(response: Response) -> None:
+def clear_tokens(request: Request, response: Response) -> None:
     """Have a browser forget its tokens."""
-    set_cookies(response, *cleared_cookies())
+    set_cookies(response, *cleared_cookies(below=_mounted_at(request)))
 
 
 def set_cookies(response: Response, *lines: str) -> None:
@@ -46,3 +53,8 @@ def set_cookies(response: Response, *lines: str) -> None:
     headers: MutableHeaders = response.headers
     for line in lines:
         headers.append("Set-Cookie", line)
+
+
+def _mounted_at(request: Request) -> str:
+    """The path below which a browser has these routes."""
+    return request.scope.get("root_path", "")

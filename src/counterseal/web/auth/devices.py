@@ -45,7 +45,7 @@ def device_routes(seal: Counterseal) -> APIRouter:
         """
         response = Response(status_code=HTTPStatus.NO_CONTENT)
         if session_id == session.session_id:
-            clear_tokens(response)
+            clear_tokens(request, response)
         else:
             await recent_login(request)
         ids = split_session_id(session_id)

@@ -46,7 +46,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
         return [] if in_body else sorted(_named(seal, request, of_cookies=True))
 
     async def logged_in(
-        made: LoggedIn, ends: Sequence[str], response: Response, *, in_body: bool
+        made: LoggedIn, ends: Sequence[str], request: Request, response: Response, *, in_body: bool
     ) -> LoggedInBody:
         for number, session_id in enumerate(ends):
             # The first went with the log-in, in one transaction, unless it is of another user.
@@ -55,7 +55,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
         return LoggedInBody(
             user=UserBody.of(made.user),
             session_id=made.session.session_id,
-            tokens=delivery.give(made.tokens, response, in_body=in_body),
+            tokens=delivery.give(made.tokens, request, response, in_body=in_body),
         )
 
     @router.post("/sign-up", status_code=HTTPStatus.CREATED)
@@ -71,7 +71,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
         )
         in_body = body.tokens == "body"
         return await logged_in(
-            unless_refused(answer), before(request, in_body=in_body), response, in_body=in_body
+            unless_refused(answer), before(request, in_body=in_body), request, response, in_body=in_body
         )
 
     @router.post("/log-in")
@@ -91,7 +91,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
         )
         if isinstance(answer, TotpNeeded):
             return TotpNeededBody(ticket=answer.ticket, expires_at=answer.expires_at)
-        return await logged_in(answer, ends, response, in_body=in_body)
+        return await logged_in(answer, ends, request, response, in_body=in_body)
 
     @router.post("/totp/log-in")
     async def finish_log_in(body: SecondStep, request: Request, response: Response) -> LoggedInBody:
@@ -105,7 +105,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
             ip=client.ip,
             replacing=ends[0] if ends else None,
         )
-        return await logged_in(unless_refused(answer), ends, response, in_body=in_body)
+        return await logged_in(unless_refused(answer), ends, request, response, in_body=in_body)
 
     @router.post("/refresh")
     async def refresh(request: Request, response: Response, body: Held | None = None) -> RenewedBody:
@@ -118,7 +118,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
             raise unauthorized()
         return RenewedBody(
             session_id=made.session_id,
-            tokens=delivery.give(made.tokens, response, in_body=held is not None),
+            tokens=delivery.give(made.tokens, request, response, in_body=held is not None),
         )
 
     @router.post("/log-out", status_code=HTTPStatus.NO_CONTENT)
@@ -136,7 +136,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
         except CountersealError as error:
             logger.warning("a log-out failed: %s", error.code, exc_info=error)
             response = problem_response(describe(error))
-        clear_tokens(response)
+        clear_tokens(request, response)
         return response
 
     return router

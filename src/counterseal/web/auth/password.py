@@ -49,7 +49,8 @@ def password_routes(seal: Counterseal) -> APIRouter:
         )
         in_body = caller_of(request.scope).carrier is Carrier.BEARER
         return RenewedBody(
-            session_id=made.session.session_id, tokens=delivery.give(made.tokens, response, in_body=in_body)
+            session_id=made.session.session_id,
+            tokens=delivery.give(made.tokens, request, response, in_body=in_body),
         )
 
     @router.post("/password/forgot", status_code=HTTPStatus.ACCEPTED)

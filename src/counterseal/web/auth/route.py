@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Message
 
-from counterseal.web.problems import MEDIA_TYPE
+from counterseal.web.problems import MEDIA_TYPE, Problem
 
 LONGEST_BODY: Final = 16 * 1024
 
@@ -74,6 +74,18 @@ class _Bounded(Request):
 
         self._receive = counted
         return await super().body()
+
+    async def json(self) -> Any:
+        try:
+            return await super().json()
+        except (UnicodeDecodeError, RecursionError) as fault:
+            # Which FastAPI would call bad syntax of HTTP.
+            raise Problem(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "request_invalid",
+                "The request is not what was expected here.",
+                faults=[{"path": "body", "expected": "JSON in UTF-8, neither compressed nor nested deeply."}],
+            ) from fault
 
 
 def auth_router(prefix: str = "", *, refusals: tuple[HTTPStatus, ...] = ()) -> APIRouter:

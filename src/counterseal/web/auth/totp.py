@@ -43,7 +43,7 @@ def totp_routes(seal: Counterseal) -> APIRouter:
         if tokens is None:
             return None
         in_body = caller_of(request.scope).carrier is Carrier.BEARER
-        return delivery.give(tokens, response, in_body=in_body)
+        return delivery.give(tokens, request, response, in_body=in_body)
 
     @router.get("")
     async def state(session: Fresh) -> TotpBody:
