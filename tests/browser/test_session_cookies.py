@@ -224,6 +224,7 @@ async def test_what_a_page_of_another_origin_sends_is_refused(house: House, wher
     assert json.loads(
         await page.run(f"attack({house.origin!r}).then(() => document.querySelector('pre').textContent)")
     ) == ["nothing", "nothing"]
+    assert [each.status for each in house.pages.of("log-out")] == [403, 403]
     await page.leave(
         f"document.forms[0].action = {house.origin + '/api/auth/log-out'!r}; document.forms[0].submit()"
     )

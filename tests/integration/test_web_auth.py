@@ -126,6 +126,12 @@ ROUTES = {
 }
 """Every route below `/api/auth`, reviewed: who may call it."""
 
+SECURITY = {
+    "/api/auth/refresh": ["refresh_cookie"],
+    "/api/auth/log-out": ["session_bearer", "session_cookie", "refresh_cookie"],
+}
+"""What OpenAPI says that a route takes, where that is something else than an access token."""
+
 
 async def test_every_route_has_the_authorisation_that_was_reviewed(site: Site) -> None:
     declared = {current_session: LIVE, fresh_session: FRESH, recent_login: RECENT}
@@ -179,6 +185,20 @@ async def test_openapi_describes_every_route_and_what_it_refuses(site: Site) -> 
         assert "401" in refusals or wanted == NOBODY
         for status in refusals:
             assert list(operation["responses"][status]["content"]) == ["application/problem+json"]
+        named = [name for each in operation.get("security", []) for name in each]
+        assert named == SECURITY.get(
+            path, [] if wanted == NOBODY else ["session_bearer", "session_cookie"]
+        ), path
+        # Whoever has none of them may ask all the same, or has a token in the body.
+        assert ({} in operation.get("security", [])) == (path in SECURITY), path
+    assert {
+        name: (scheme["type"], scheme.get("scheme", scheme.get("name")), scheme.get("in"))
+        for name, scheme in described["components"]["securitySchemes"].items()
+    } == {
+        "session_bearer": ("http", "bearer", None),
+        "session_cookie": ("apiKey", ACCESS, "cookie"),
+        "refresh_cookie": ("apiKey", REFRESH, "cookie"),
+    }
     log_in = described["components"]["schemas"]["LogIn"]["properties"]
     assert log_in["password"]["writeOnly"] is True
     assert log_in["password"]["maxLength"] == 1024

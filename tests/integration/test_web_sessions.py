@@ -272,6 +272,31 @@ async def test_every_dependency_gives_the_same_401(site: Site, path: str) -> Non
     assert (answer.content, answer.headers.raw) == (bare.content, bare.headers.raw)
 
 
+def test_openapi_of_an_application_says_which_tokens_a_route_takes() -> None:
+    app = FastAPI()
+
+    async def route() -> None: ...
+
+    guards = {
+        "/current": current_session,
+        "/fresh": fresh_session,
+        "/recent": recent_login,
+        "/totp": require_totp("login"),
+        "/requests/{request_id}/sign": require_totp("signing"),
+    }
+    for path, guard in guards.items():
+        app.post(path, dependencies=[Depends(guard)])(route)
+    app.get("/maybe", dependencies=[Depends(optional_session)])(route)
+    app.get("/open")(route)
+    described = app.openapi()
+    for path in guards:
+        operation = described["paths"][path]["post"]
+        assert operation["security"] == [{"session_bearer": []}, {"session_cookie": []}], path
+        assert [each["name"] for each in operation.get("parameters", [])] in ([], ["request_id"])
+    assert not [path for path in ("/maybe", "/open") if "security" in described["paths"][path]["get"]]
+    assert set(described["components"]["securitySchemes"]) == {"session_bearer", "session_cookie"}
+
+
 async def test_a_token_ends_with_its_session_and_not_ten_minutes_later(site: Site) -> None:
     live, other = await made(site), await made(site)
     assert (await ask(site, bearer=live.access_token)).status_code == 200

@@ -24,13 +24,14 @@ from counterseal.web.auth.bodies import (
     TotpNeededBody,
     UserBody,
 )
-from counterseal.web.auth.client import client_of
+from counterseal.web.client import client_of
 from counterseal.web.auth.delivery import Delivery, clear_tokens
 from counterseal.web.auth.refusal import unless_refused
 from counterseal.web.auth.route import auth_router
 from counterseal.web.caller import Carrier, caller_of
 from counterseal.web.cookies import REFRESH, read_cookie
 from counterseal.web.problems import describe, problem_response
+from counterseal.web.security_schemes import OR_WITHOUT, ByAccessToken, ByRefreshCookie
 from counterseal.web.sessions import unauthorized
 
 logger = logging.getLogger(__name__)
@@ -107,8 +108,10 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
         )
         return await logged_in(unless_refused(answer), ends, request, response, in_body=in_body)
 
-    @router.post("/refresh")
-    async def refresh(request: Request, response: Response, body: Held | None = None) -> RenewedBody:
+    @router.post("/refresh", openapi_extra=OR_WITHOUT)
+    async def refresh(
+        request: Request, response: Response, body: Held | None = None, _described: ByRefreshCookie = None
+    ) -> RenewedBody:
         """New tokens for a refresh token: of the body, else of the cookie; they go where it came from."""
         # A page that could have the token of the cookie told in the body would have it stolen by a script of others.
         held = _held(body)
@@ -121,8 +124,13 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
             tokens=delivery.give(made.tokens, request, response, in_body=held is not None),
         )
 
-    @router.post("/log-out", status_code=HTTPStatus.NO_CONTENT)
-    async def log_out(request: Request, body: Held | None = None) -> Response:
+    @router.post("/log-out", status_code=HTTPStatus.NO_CONTENT, openapi_extra=OR_WITHOUT)
+    async def log_out(
+        request: Request,
+        body: Held | None = None,
+        _access: ByAccessToken = None,
+        _refresh: ByRefreshCookie = None,
+    ) -> Response:
         """End the session that the tokens name; either of them is enough. The cookies are cleared whatever happens.
 
         202 while the database is down: Redis has ended it, and the record will.
