@@ -24,7 +24,7 @@ from counterseal.web.auth.bodies import (
     TotpNeededBody,
     UserBody,
 )
-from counterseal.web.client import client_of
+from counterseal.web.auth.client import client_of
 from counterseal.web.auth.delivery import Delivery, clear_tokens
 from counterseal.web.auth.refusal import unless_refused
 from counterseal.web.auth.route import auth_router
