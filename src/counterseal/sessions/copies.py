@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +16,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from counterseal.core.errors import CodecError, StoreError, StoreUnavailable
+from counterseal.core.errors import CodecError, CommandError, StoreError, StoreUnavailable
 from counterseal.sessions.identity import session_id_of, split_session_id
 from counterseal.sessions.row import Row
 from counterseal.sessions.session import SCHEMA, Facts, Session, StepUp
@@ -23,6 +24,8 @@ from counterseal.store.base import Store
 from counterseal.store.keys import SESSIONS_EPOCH_TTL, Keys, escape
 from counterseal.store.scripts import load_script
 from counterseal.store.wire import Reply
+
+logger = logging.getLogger(__name__)
 
 _FILL: Final = load_script("counterseal.sessions", "fill")
 _TOUCH: Final = load_script("counterseal.sessions", "touch")
@@ -32,6 +35,7 @@ _REVOKE: Final = load_script("counterseal.sessions", "revoke")
 _REVOKE_USER: Final = load_script("counterseal.sessions", "revoke_user")
 _RAISE: Final = load_script("counterseal.sessions", "raise")
 
+_COMPLAIN_EVERY_MS: Final = 60_000
 _READ_LATELY: Final = 4096
 GLOBAL_EVERY_MS: Final = 1_000
 """How old the epoch of all sessions may be."""
@@ -114,6 +118,7 @@ class Copies:
         self._keys = keys
         self._longest_ms = longest_ms
         self._on_loss = on_loss
+        self._complained_ms = -_COMPLAIN_EVERY_MS
         self._facts = lru_cache(_READ_LATELY)(self._read_facts)
         """They don't change, and those of a session in use are asked for again and again."""
         self.place: Callable[[str], Place | None] = lru_cache(_READ_LATELY)(self._find_place)
@@ -130,7 +135,7 @@ class Copies:
         return asked if now_ms < self.global_until_ms else self._with_global(asked, now_ms)
 
     def read(self, session_id: str, user_id: str, reply: Reply) -> Session | Ended | None:
-        """The session as a copy has it, whatever its age; None when there is none.
+        """The session as a copy has it, whatever its age; None when there is none, or none that can be read.
 
         That no copy of a former epoch of its user is there, `revoke_user` sees to: it finds all of them.
         """
@@ -141,7 +146,10 @@ class Copies:
             return None
         if live == b"r":
             return Ended.REVOKED
-        session = self._session(session_id, user_id, live, facts, ups)
+        try:
+            session = self._session(session_id, user_id, live, facts, ups)
+        except CodecError:
+            return None  # of a later release, or damaged: the database says what it has to be
         return Ended.FORMER_EPOCH if session.facts.global_epoch < (self.global_epoch or 0) else session
 
     async def fill(
@@ -166,6 +174,7 @@ class Copies:
                 entry=self._keys.session(row.user_id, row.part),
                 index=self._keys.session_index(row.user_id),
                 epoch=self._keys.session_epoch(row.user_id),
+                barriers=self._keys.session_barriers(row.user_id),
                 part=escape(row.part),
                 now_ms=now_ms,
                 version=row.version,
@@ -181,6 +190,7 @@ class Copies:
                 step_ups=_step_ups_text(row.step_ups),
                 ttl_ms=max(1, facts.absolute_ms - now_ms),
                 instead_of="" if instead_of is None else f"{instead_of[0]} {instead_of[1].hex()}",
+                created_ms=facts.created_ms,
                 ended_ttl_ms=self._longest_ms,
                 prefix=f"{self._keys.sessions_of(row.user_id)}s:",
                 ended=[escape(part) for part in ended],
@@ -228,29 +238,31 @@ class Copies:
         grace_ms: int,
     ) -> Presented:
         """Replace the token with this hash, or tell what has replaced it."""
-        reply = await self._run(
-            self._store.run(
-                _ROTATE,
-                entry=self._keys.session(user_id, part),
-                index=self._keys.session_index(user_id),
-                epoch=self._keys.session_epoch(user_id),
-                part=escape(part),
-                now_ms=now_ms,
-                presented=presented.hex(),
-                next=next_hash.hex(),
-                successor=base64.b64encode(successor).decode(),
-                grace_ms=grace_ms,
-                global_epoch=self.global_epoch or 0,
-            )
+        call = self._store.run(
+            _ROTATE,
+            entry=self._keys.session(user_id, part),
+            index=self._keys.session_index(user_id),
+            epoch=self._keys.session_epoch(user_id),
+            part=escape(part),
+            now_ms=now_ms,
+            presented=presented.hex(),
+            next=next_hash.hex(),
+            successor=base64.b64encode(successor).decode(),
+            grace_ms=grace_ms,
+            global_epoch=self.global_epoch or 0,
         )
+        reply = await self._run(call if now_ms < self.global_until_ms else self._with_global(call, now_ms))
         what, *fields = _items(reply)
         turn = Turn(_text(what))
         if turn in (Turn.ABSENT, Turn.ENDED):
             return Presented(turn)
         live, current, previous, rotated, successor_text, facts, ups = fields
+        session = self._session(session_id_of(user_id, part), user_id, live, facts, ups)
+        if session.facts.global_epoch < (self.global_epoch or 0):
+            return Presented(Turn.ENDED)
         return Presented(
             turn,
-            self._session(session_id_of(user_id, part), user_id, live, facts, ups),
+            session,
             bytes.fromhex(_text(current)),
             bytes.fromhex(_text(previous)),
             int(_text(rotated)),
@@ -277,21 +289,25 @@ class Copies:
         *,
         keep: str | None = None,
         at_least: int = -1,
+        barrier_ms: int | None = None,
     ) -> tuple[int, int]:
         """Leave tombstones in place of sessions that have a copy, but of `keep`, and raise the epoch to `at_least`.
 
-        Returns the epoch and how many were live.
+        With `barrier_ms` no session that was made until then is stored again, but `keep`: for those that have no copy,
+        and that the database can't name now. Returns the epoch and how many were live.
         """
         reply = await self._run(
             self._store.run(
                 _REVOKE_USER,
                 index=self._keys.session_index(user_id),
                 epoch=self._keys.session_epoch(user_id),
+                barriers=self._keys.session_barriers(user_id),
                 prefix=f"{self._keys.sessions_of(user_id)}s:",
                 ttl_ms=self._longest_ms,
                 which=which.value,
                 keep="" if keep is None else escape(keep),
                 at_least=at_least,
+                barrier_ms="" if barrier_ms is None else barrier_ms,
             )
         )
         epoch, *ended = _items(reply)
@@ -315,18 +331,32 @@ class Copies:
     async def _run(self, call: Awaitable[_T]) -> _T:
         try:
             return await call
-        except StoreUnavailable:
-            self._on_loss()
-            raise
+        except StoreError as error:
+            raise self.unavailable(error) from error
+
+    def unavailable(self, error: StoreError) -> StoreUnavailable:
+        """What became of a call: Redis can't serve. One that answers with errors (full, read-only) can't either."""
+        self._on_loss()
+        if isinstance(error, StoreUnavailable):
+            return error
+        now_ms = self._store.now_ms()
+        if now_ms - self._complained_ms >= _COMPLAIN_EVERY_MS:
+            self._complained_ms = now_ms
+            kind = error.kind if isinstance(error, CommandError) else error.code
+            logger.error("Redis refuses the calls of sessions: %s", kind)
+        return StoreUnavailable("Redis can't keep sessions now")
 
     async def _with_global(self, asked: Awaitable[Reply], now_ms: int) -> Reply:
         told = self._command("GET", self._global_key)  # leaves with the other one
         reply, epoch = await asyncio.gather(asked, told)
+        self._hear_global(epoch, now_ms)
+        return reply
+
+    def _hear_global(self, epoch: Reply, now_ms: int) -> None:
         if epoch is None:
             self.global_epoch = None
         elif isinstance(epoch, bytes):
             self._know_global(int(epoch), now_ms)
-        return reply
 
     def _know_global(self, epoch: int, now_ms: int) -> None:
         self.global_epoch = max(self.global_epoch or 0, epoch)

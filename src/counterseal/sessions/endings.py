@@ -133,9 +133,10 @@ class Endings:
             backing.database_failed()
             if told is None:
                 raise
+            _, ended_here = await backing.copies.revoke_user(user_id, keep=keep, barrier_ms=at_ms)
             await backing.pending.put(PendingRevocations(user_id, reason, at_ms, keep=keep))
             await self._tell(user_id, None, reason)
-            return Revocation(told[1], pending=True)
+            return Revocation(told[1] + ended_here, pending=True)
         await self.after(user_id, ended, reason)
         return Revocation(len(ended))
 
@@ -157,7 +158,7 @@ class Endings:
             backing.database_failed()
             if told is None:
                 raise
-            above, ended_here = await backing.copies.revoke_user(user_id, Which.ABOVE)
+            above, ended_here = await backing.copies.revoke_user(user_id, Which.ABOVE, barrier_ms=at_ms)
             await backing.pending.put(PendingRevocations(user_id, reason, at_ms, epoch=above))
             await self._tell(user_id, None, reason)
             return Revocation(told[1] + ended_here, pending=True)

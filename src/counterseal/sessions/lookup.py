@@ -45,8 +45,8 @@ class Lookup:
             if self._outage.lasts:
                 await self.trust()
             reply = await copies.ask(place, now_ms)
-        except StoreUnavailable as unavailable:
-            self._outage.begin()
+        except StoreError as error:
+            unavailable = copies.unavailable(error)
             self._counts.without_redis += 1
             return self._judged(await self._read(place, now_ms), now_ms, unavailable)
         session = copies.read(session_id, place.user_id, reply)

@@ -22,6 +22,7 @@
 | `<ns>:{u:<user>}:s:<part>` | hash | until the session ends at the latest | a copy of a session, or the tombstone of an ended one |
 | `<ns>:{u:<user>}:idx` | sorted set | as long as the user's longest session | the parts of the user's sessions by their last use |
 | `<ns>:{u:<user>}:epoch` | string | as above | the user's epoch: a session of a former one has ended |
+| `<ns>:{u:<user>}:barriers` | hash | as long as a session may last | until when sessions made were ended while the database was down, by the part that stayed, or `*` |
 | `<ns>:sessions:epoch` | string | 1 day; the database has it | the epoch of all sessions |
 | `<ns>:sessions:{pending}` | stream | none: what the database must be told has to outlive any outage; at most 100,000 entries, each removed once it is told | revocations and rotations that were accepted while the database was down |
 | `<ns>:doctor:{<id>}` | string | 1 min | what the doctor writes to see whether it may |
@@ -168,6 +169,9 @@ class Keys:
 
     def session_epoch(self, user_id: str) -> str:
         return f"{self.sessions_of(user_id)}epoch"
+
+    def session_barriers(self, user_id: str) -> str:
+        return f"{self.sessions_of(user_id)}barriers"
 
     def sessions_epoch(self) -> str:
         return f"{self.namespace}:sessions:epoch"

@@ -20,7 +20,12 @@ if not epoch then
   return { 'absent' }
 end
 local version, last, checked = string.match(live, '^(%d+) (%d+) (%d+)$')
-facts, last, rotated = cjson.decode(facts), tonumber(last), tonumber(rotated)
+local readable
+readable, facts = pcall(cjson.decode, facts)
+if not readable or not version then
+  return { 'absent' }
+end
+last, rotated = tonumber(last), tonumber(rotated)
 -- Another process' clock may have been ahead.
 now = math.max(now, last, rotated)
 if facts.epoch < tonumber(epoch) or facts.global_epoch < tonumber(ARGV[7]) or now >= facts.absolute_ms then
