@@ -1,7 +1,8 @@
-"""Sessions over both databases: how one begins, lives, and ends."""
+"""Sessions over both databases, and through a pooler: how one begins, lives, and ends."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -9,9 +10,12 @@ import pytest
 
 from counterseal.database.engine import Database
 from counterseal.sessions import Context, NewDevice, SessionReuseDetected
+from support.databases import EVERY
 from support.servers import Server
 from support.sessions import SAFARI, Process, process
 from support.stores import store_on, travel
+
+pytestmark = pytest.mark.parametrize("place", EVERY, indirect=True)
 
 
 @pytest.fixture
@@ -64,3 +68,18 @@ async def test_a_new_device_is_told_of(app: Process) -> None:
     other = await app.log_in(user_agent=SAFARI, ip="198.51.100.7")
     assert other.new_device
     assert [event.session_id for event in app.told(NewDevice)] == [other.session_id]
+
+
+async def test_parallel_refreshes_parallel_log_ins_and_the_end_of_all_of_them(app: Process) -> None:
+    made = await app.log_in()
+    pairs = await asyncio.gather(*(app.sessions.rotate(made.refresh_token) for _ in range(8)))
+    assert len({pair.tokens.refresh_token for pair in pairs if pair is not None}) == 1
+    logins = await asyncio.gather(*(app.log_in() for _ in range(12)))
+    assert len(await app.sessions.list("ada")) == 5
+    assert (await app.sessions.revoke_all("ada")).ended == 5
+    for login in logins:
+        assert await app.sessions.get(login.session_id) is None
+    await app.log_in("bob")
+    await app.sessions.revoke_everybody()
+    assert await app.sessions.list("bob") == ()
+    assert await app.sessions.cleanup_expired() == 1
