@@ -17,7 +17,7 @@ import pytest
 from fastapi.routing import APIRoute
 
 from counterseal.accounts.events import EmailVerificationRequested, PasswordResetRequested
-from counterseal.web.sessions import current_session, fresh_session, recent_login
+from counterseal.web.sessions import anywhere_session, current_session, fresh_session, recent_login
 from support.databases import Databases, Place
 from support.servers import Server
 from support.site import PASSWORD, Client, Site, lose_database, problem, set_cookies, site_on
@@ -101,6 +101,7 @@ def another(code: str) -> str:
 # -- the table of routes -----------------------------------------------------------------------------------------------
 
 NOBODY, LIVE, FRESH, RECENT = "nobody", "a session", "a session, by the database", "a log-in of 10 minutes"
+ANYWHERE = "a session, by the database, from any device"
 
 ROUTES = {
     ("POST", "/api/auth/sign-up"): NOBODY,
@@ -108,7 +109,7 @@ ROUTES = {
     ("POST", "/api/auth/totp/log-in"): NOBODY,  # the ticket of the first step
     ("POST", "/api/auth/refresh"): NOBODY,  # the refresh token
     ("POST", "/api/auth/log-out"): NOBODY,  # ends what the tokens name
-    ("POST", "/api/auth/password"): FRESH,  # and the password
+    ("POST", "/api/auth/password"): RECENT,  # and the password
     ("POST", "/api/auth/password/forgot"): NOBODY,
     ("POST", "/api/auth/password/reset"): NOBODY,  # the token of a mail
     ("POST", "/api/auth/email/send-verification"): FRESH,
@@ -120,7 +121,7 @@ ROUTES = {
     ("GET", "/api/auth/totp"): FRESH,
     ("POST", "/api/auth/totp/set-up"): RECENT,
     ("POST", "/api/auth/totp/confirm"): RECENT,
-    ("POST", "/api/auth/totp/verify"): FRESH,
+    ("POST", "/api/auth/totp/verify"): ANYWHERE,
     ("POST", "/api/auth/totp/disable"): RECENT,
     ("POST", "/api/auth/totp/backup-codes"): FRESH,
 }
@@ -134,7 +135,7 @@ SECURITY = {
 
 
 async def test_every_route_has_the_authorisation_that_was_reviewed(site: Site) -> None:
-    declared = {current_session: LIVE, fresh_session: FRESH, recent_login: RECENT}
+    declared = {current_session: LIVE, fresh_session: FRESH, recent_login: RECENT, anywhere_session: ANYWHERE}
     found = {
         (method, route.path): next(
             (declared[each.call] for each in route.dependant.dependencies if each.call in declared), NOBODY
@@ -773,6 +774,8 @@ async def test_a_code_for_signing_names_what_is_signed(site: Site) -> None:
         {"code": "123456", "context": "signing", "request_id": ""},
         {"code": "123456", "context": "signing", "request_id": "a\u0000"},
         {"code": "123456", "context": "signing", "request_id": "a" * 129},
+        {"code": "123456", "context": "signing", "request_id": "\u00e9" * 65},
+        {"code": "123456", "context": "login", "request_id": "\u00e9" * 100},
         {"code": "123456", "context": "sign", "request_id": "7"},
         {"code": 123456, "context": "login"},
     ):

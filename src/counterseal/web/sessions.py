@@ -29,9 +29,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from counterseal.app import Counterseal
 from counterseal.core.errors import ConfigurationError, DatabaseUnavailable, StoreError
+from counterseal.sessions.device import is_elsewhere
 from counterseal.sessions.session import Context, Session
 from counterseal.web.caller import caller_of, note_caller
 from counterseal.web.charges import OfScope
+from counterseal.web.client import client_of
 from counterseal.web.origin import SAFE_METHODS, Origins
 from counterseal.web.problems import Problem, describe, problem_response
 from counterseal.web.raised import answer_raised, note_problem
@@ -69,8 +71,7 @@ class SessionMiddleware:
             await self._app(scope, receive, send)
             return
         note_caller(self._seal, scope)
-        is_safe = scope["type"] == "http" and scope["method"] in SAFE_METHODS
-        if not is_safe and not self._origins.allow(scope):
+        if not _is_read(scope) and not self._origins.allow(scope):
             await _refuse(scope, receive, send)
             return
         await answer_raised(self._app, scope, receive, send)
@@ -79,22 +80,40 @@ class SessionMiddleware:
 async def optional_session(connection: HTTPConnection) -> Session | None:
     """The live session of whoever asks; None without one. At most one round trip.
 
-    Raises the problem 503 when neither Redis nor the database can say.
+    Raises the problem 503 when neither Redis nor the database can say, and 403 as `current_session`.
     """
-    return await _session(connection)
+    session = await _session(connection)
+    if session is not None and not _is_read(connection.scope):
+        _refuse_elsewhere(connection, session)
+    return session
 
 
 async def current_session(connection: HTTPConnection, _described: ByAccessToken = None) -> Session:
     """The live session of whoever asks, found in Redis. At most one round trip.
 
-    Raises the problem 401 without one: the same for a token that is absent, forged, expired or revoked. A WebSocket is
-    closed with 1008 instead.
+    Raises the problem 401 without one: the same for a token that is absent, forged, expired or revoked. For a method
+    that may change something, and for a WebSocket, 403 `device_changed` where browser and network are both others than
+    those of the session: until a second factor is shown there, or somebody logs in anew. A WebSocket is refused by
+    `WebSocketException` instead.
     """
-    return await _needed(connection, fresh=False)
+    session = await _needed(connection, fresh=False)
+    if not _is_read(connection.scope):
+        _refuse_elsewhere(connection, session)
+    return session
 
 
 async def fresh_session(connection: HTTPConnection, _described: ByAccessToken = None) -> Session:
-    """As `current_session`, and the database says so too: for signing and for changes of an account."""
+    """As `current_session`, and the database says so too: for signing and for changes of an account.
+
+    403 `device_changed` whatever the method is.
+    """
+    session = await _needed(connection, fresh=True)
+    _refuse_elsewhere(connection, session)
+    return session
+
+
+async def anywhere_session(connection: HTTPConnection, _described: ByAccessToken = None) -> Session:
+    """As `fresh_session`, from any browser and network: for what makes them known, a second factor."""
     return await _needed(connection, fresh=True)
 
 
@@ -103,7 +122,7 @@ async def recent_login(connection: HTTPConnection, _described: ByAccessToken = N
 
     Raises the problem 403 `fresh_login_needed` otherwise.
     """
-    session = await _needed(connection, fresh=True)
+    session = await fresh_session(connection)
     if not logged_in_lately(connection, session):
         raise _refusal(
             connection,
@@ -143,12 +162,13 @@ def require_totp(
 
     async def logged_in(connection: HTTPConnection, _described: ByAccessToken = None) -> Session:
         session = await _needed(connection, fresh=False)
+        _refuse_elsewhere(connection, session)
         if _SECOND_FACTOR not in session.amr:
             raise _refusal(connection, _totp_required())
         return session
 
     async def signing(connection: HTTPConnection, _described: ByAccessToken = None) -> Session:
-        session = await _needed(connection, fresh=True)
+        session = await fresh_session(connection)
         said = request_id(connection) if request_id else connection.path_params.get("request_id")
         if said is None and request_id is None:
             raise ConfigurationError(
@@ -205,6 +225,25 @@ async def _needed(connection: HTTPConnection, *, fresh: bool) -> Session:
     if session is None:
         raise _refusal(connection, unauthorized())
     return session
+
+
+def _is_read(scope: Scope) -> bool:
+    return scope["type"] == "http" and scope["method"] in SAFE_METHODS
+
+
+def _refuse_elsewhere(connection: HTTPConnection, session: Session) -> None:
+    """Raise the problem of a session that came to another browser and another network at once: it may be stolen."""
+    client = client_of(connection, caller_of(connection.scope).seal.settings.web)
+    if is_elsewhere(session, client.user_agent, client.ip):
+        raise _refusal(
+            connection,
+            Problem(
+                HTTPStatus.FORBIDDEN,
+                "device_changed",
+                "Browser and network are others than before: show your second factor by"
+                " POST /api/auth/totp/verify with the context login, or log in anew.",
+            ),
+        )
 
 
 @contextmanager

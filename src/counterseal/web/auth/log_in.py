@@ -24,11 +24,11 @@ from counterseal.web.auth.bodies import (
     TotpNeededBody,
     UserBody,
 )
-from counterseal.web.auth.client import client_of
 from counterseal.web.auth.delivery import Delivery, clear_tokens
 from counterseal.web.auth.refusal import unless_refused
 from counterseal.web.auth.route import auth_router
 from counterseal.web.caller import Carrier, caller_of
+from counterseal.web.client import client_of
 from counterseal.web.cookies import REFRESH, read_cookie
 from counterseal.web.problems import describe, problem_response
 from counterseal.web.security_schemes import OR_WITHOUT, ByAccessToken, ByRefreshCookie

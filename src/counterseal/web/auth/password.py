@@ -11,11 +11,11 @@ from counterseal.accounts.events import EmailVerificationRequested, PasswordRese
 from counterseal.app import Counterseal
 from counterseal.sessions.session import Session
 from counterseal.web.auth.bodies import Forgotten, PasswordChange, RenewedBody, Reset, TokenGiven
-from counterseal.web.auth.client import client_of
 from counterseal.web.auth.delivery import Delivery
 from counterseal.web.auth.refusal import unless_refused
 from counterseal.web.auth.route import auth_router
 from counterseal.web.caller import Carrier, caller_of
+from counterseal.web.client import client_of
 from counterseal.web.problems import Problem
 from counterseal.web.sessions import fresh_session
 

@@ -21,15 +21,16 @@ from counterseal.web.auth.bodies import (
     TotpBody,
     Verification,
 )
-from counterseal.web.auth.client import client_of
 from counterseal.web.auth.delivery import Delivery
 from counterseal.web.auth.refusal import unless_refused
 from counterseal.web.auth.route import auth_router
 from counterseal.web.caller import Carrier, caller_of
-from counterseal.web.sessions import fresh_session, recent_login
+from counterseal.web.client import client_of
+from counterseal.web.sessions import anywhere_session, fresh_session, recent_login
 
 Fresh = Annotated[Session, Depends(fresh_session)]
 Recent = Annotated[Session, Depends(recent_login)]
+Anywhere = Annotated[Session, Depends(anywhere_session)]
 
 
 def totp_routes(seal: Counterseal) -> APIRouter:
@@ -74,7 +75,9 @@ def totp_routes(seal: Counterseal) -> APIRouter:
         return BackupCodesBody(backup_codes=list(made.codes), tokens=given(made.tokens, request, response))
 
     @router.post("/verify")
-    async def verify(body: Verification, session: Fresh, request: Request, response: Response) -> StepUpBody:
+    async def verify(
+        body: Verification, session: Anywhere, request: Request, response: Response
+    ) -> StepUpBody:
         """Show a code within this session, for what needs one. The session gets new tokens. 400 `code_invalid`."""
         ip = client_of(request, seal.settings.web).ip
         made = unless_refused(
