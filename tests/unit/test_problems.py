@@ -9,6 +9,7 @@ from counterseal.core.errors import (
     DatabaseUnavailable,
     SealBroken,
     SessionExists,
+    StoreFull,
     StoreTimeout,
     StoreUnavailable,
     UserBlocked,
@@ -21,6 +22,7 @@ from counterseal.web.problems import describe
     [
         (StoreTimeout, 503, True),
         (StoreUnavailable, 503, True),
+        (StoreFull, 503, True),
         (DatabaseUnavailable, 503, True),
         (SessionExists, 409, False),
         (UserBlocked, 403, False),

@@ -74,7 +74,8 @@ class Database:
             self._engine = postgres_engine(self._postgres, timeout_s=self._timeout_s)
             self._reading = for_reads(self._engine)
         try:
-            await self.ping()
+            async with self._transaction(self._reading, opening=True) as connection:
+                await connection.execute(text("SELECT 1"))
         except BaseException:
             await self.close()
             raise
@@ -116,7 +117,7 @@ class Database:
         """Run a function in a transaction that may write and may take long: ten minutes for a statement.
 
         It has a connection of its own. On SQLite that one does not look at foreign keys, so that tables can be made
-        anew. Raises as `begin` does.
+        anew. Raises as `begin` does, and `ConfigurationError` when the database refuses.
         """
         if self._engine is None:
             raise DatabaseUnavailable("the database is not open")
@@ -128,12 +129,15 @@ class Database:
             stack.push_async_callback(engine.dispose)
             if self._writers is not None:
                 await stack.enter_async_context(self._writers.turn())
-            async with self._transaction(engine) as connection:
+            async with self._transaction(engine, opening=True) as connection:
                 return await connection.run_sync(work)
 
     async def revision(self) -> str | None:
-        """The revision that the tables are at; None when there are none. One transaction. Raises as `begin` does."""
-        async with self.read() as connection:
+        """The revision that the tables are at; None when there are none. One transaction.
+
+        Raises as `begin` does, and `ConfigurationError` when the database refuses.
+        """
+        async with self._transaction(self._reading, opening=True) as connection:
             return await connection.run_sync(migration.revision)
 
     async def upgrade(self) -> str | None:
@@ -166,11 +170,13 @@ class Database:
         await self.close()
 
     @asynccontextmanager
-    async def _transaction(self, engine: AsyncEngine | None) -> AsyncGenerator[AsyncConnection]:
+    async def _transaction(
+        self, engine: AsyncEngine | None, *, opening: bool = False
+    ) -> AsyncGenerator[AsyncConnection]:
         if engine is None:
             raise DatabaseUnavailable("the database is not open")
         try:
             async with engine.begin() as connection:
                 yield connection
         except DRIVER_ERRORS as fault:
-            raise translated(fault, sqlite=self._postgres is None) from fault
+            raise translated(fault, sqlite=self._postgres is None, opening=opening) from fault

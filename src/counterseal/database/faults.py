@@ -33,6 +33,7 @@ DRIVER_ERRORS: Final = (
 _UNREACHABLE: Final = "the database can't be reached"
 _BUSY: Final = (
     asyncpg.InsufficientResourcesError,  # also too many connections
+    asyncpg.InternalServerError,  # a pooler that has no connection left says so
     asyncpg.OperatorInterventionError,  # it starts, ends, or somebody cancelled the statement
     asyncpg.TransactionRollbackError,  # a deadlock
     asyncpg.LockNotAvailableError,
@@ -65,8 +66,19 @@ _SQLITE_KEYS: Final = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY
 _SQLITE_COLUMN: Final = re.compile(rf"{SCHEMA}_(\w+)\.(\w+)")
 
 
-def translated(fault: BaseException, *, sqlite: bool) -> CountersealError:
-    """The error of counterseal for an error of SQLAlchemy or a driver. Repeats no value and no address."""
+def translated(fault: BaseException, *, sqlite: bool, opening: bool = False) -> CountersealError:
+    """The error of counterseal for an error of SQLAlchemy or a driver. Repeats no value and no address.
+
+    It is a `ConfigurationError` only when `opening`. A database that refuses its user, or whose file is gone, later on
+    was accepted once: it is unavailable until somebody has put that right.
+    """
+    error = _translated(fault, sqlite=sqlite)
+    if isinstance(error, ConfigurationError) and not opening:
+        return DatabaseUnavailable(f"the database can't be used any more ({error})")
+    return error
+
+
+def _translated(fault: BaseException, *, sqlite: bool) -> CountersealError:
     if isinstance(fault, PoolTimeout):
         return DatabaseUnavailable("every connection to the database is in use")
     cause = fault

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from counterseal.core.background import full_jitter, wait_for_event
-from counterseal.core.errors import DatabaseError, StoreError, StoreFull
+from counterseal.core.errors import CommandError, DatabaseError, StoreError, StoreFull, StoreUnavailable
 from counterseal.sessions.session import Reason
 from counterseal.store.base import Store
 from counterseal.store.scripts import load_script
@@ -27,9 +27,13 @@ logger = logging.getLogger(__name__)
 MOST: Final = 100_000
 """So many entries may wait; then nothing more is accepted."""
 
+MOST_ROTATIONS: Final = MOST * 9 // 10
+"""When so many wait no rotation is accepted: the rest is for revocations."""
+
 ALARM_MS: Final = 60_000
 """An entry that waits longer is complained of."""
 
+_COMPLAIN_EVERY_MS: Final = 60_000
 _BATCH: Final = 100
 _EVERY_S: Final = 5.0
 _PEND: Final = load_script("counterseal.sessions", "pend")
@@ -90,7 +94,7 @@ class Pending:
         self._mine: list[Entry] = []
         self._wake = asyncio.Event()
         self._settling = asyncio.Lock()
-        self._complained_ms = 0
+        self._complained_ms: dict[str, int] = {}
         self._failures = 0
         self.unsettled = True
         """The database may not know everything: it failed, or this process has not looked yet."""
@@ -106,19 +110,22 @@ class Pending:
     async def put(self, entry: Entry) -> None:
         """Accept an entry: once this returns it survives this process. One round trip.
 
-        Raises `StoreUnavailable`, and `StoreFull` when too many wait.
+        Raises `StoreUnavailable`, and `StoreFull` when too many wait: a rotation leaves room for revocations.
         """
+        most = MOST_ROTATIONS if isinstance(entry, PendingRotation) else MOST
         # In memory first: whatever becomes of the reply, what was asked for is done here.
         self._mine.append(entry)
         self.database_failed()
         try:
-            reply = await self._store.run(_PEND, pending=self._key, most=MOST, entry=_encode(entry).decode())
+            reply = await self._ask(
+                self._store.run(_PEND, pending=self._key, most=most, entry=_encode(entry).decode())
+            )
         except BaseException:
             self._drop([entry])
             raise
         if reply is None:
             self._drop([entry])
-            raise StoreFull(f"{MOST} changes of sessions wait for the database; nothing more is accepted")
+            raise StoreFull(f"{most} changes of sessions wait for the database; nothing more is accepted")
 
     def has_ended(self, user_id: str, part: str, created_ms: int) -> bool:
         """Whether this process has accepted the end of a session that the database has not been told of yet."""
@@ -140,18 +147,20 @@ class Pending:
             await self._apply_mine()
             after = "-"
             while True:
-                reply = await self._store.command("XRANGE", self._key, after, "+", "COUNT", _BATCH)
+                reply = await self._ask(self._store.command("XRANGE", self._key, after, "+", "COUNT", _BATCH))
                 found = _entries(reply)
                 if not found:
                     break
                 self.unsettled = True
                 self._look_at_age(found[0][0])
+                for name in (name for name, entry in found if entry is None):
+                    self._complain("an entry of the stream of pending changes can't be read: %s", name)
                 told = [entry for _, entry in found if entry is not None]
                 if told:
                     await self._apply(told)
                 done = [name for name, entry in found if entry is not None]
                 if done:
-                    await self._store.command("XDEL", self._key, *done)
+                    await self._ask(self._store.command("XDEL", self._key, *done))
                 after = f"({found[-1][0]}"
             if not self._mine and failures == self._failures:  # else it may have been asked too early
                 self.unsettled = False
@@ -183,14 +192,29 @@ class Pending:
             with suppress(ValueError):
                 self._mine.remove(entry)
 
+    async def _ask(self, call: Awaitable[Reply]) -> Reply:
+        """What Redis answers. One that answers with an error (full, no permission) can't serve."""
+        try:
+            return await call
+        except StoreUnavailable:
+            raise
+        except StoreError as error:
+            kind = error.kind if isinstance(error, CommandError) else error.code
+            self._complain("Redis refuses the stream of pending changes: %s", kind)
+            raise StoreUnavailable("Redis can't keep changes of sessions now") from error
+
     def _look_at_age(self, name: str) -> None:
+        self.oldest_age_ms = max(0, self._now_ms() - int(name.partition("-")[0]))
+        if self.oldest_age_ms > ALARM_MS:
+            age_s = self.oldest_age_ms // 1000
+            self._complain("changes of sessions have waited for the database for %d s", age_s)
+
+    def _complain(self, text: str, what: object) -> None:
+        """Say it in the log, each thing once a minute."""
         now_ms = self._now_ms()
-        self.oldest_age_ms = max(0, now_ms - int(name.partition("-")[0]))
-        if self.oldest_age_ms > ALARM_MS and now_ms - self._complained_ms > ALARM_MS:
-            self._complained_ms = now_ms
-            logger.error(
-                "changes of sessions have waited for the database for %d s", self.oldest_age_ms // 1000
-            )
+        if now_ms - self._complained_ms.get(text, -_COMPLAIN_EVERY_MS) >= _COMPLAIN_EVERY_MS:
+            self._complained_ms[text] = now_ms
+            logger.error(text, what)
 
 
 def _ends(entry: Entry, user_id: str, part: str, created_ms: int) -> bool:
@@ -213,7 +237,5 @@ def _entries(reply: Reply) -> list[tuple[str, Entry | None]]:
             entry = _decode(text if isinstance(text, bytes) else b"")
         except msgspec.DecodeError:
             entry = None
-        if entry is None:
-            logger.error("an entry of the stream of pending changes can't be read: %s", name.decode())
         found.append((name.decode(), entry))
     return found

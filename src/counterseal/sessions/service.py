@@ -333,7 +333,7 @@ class Sessions:
         step_up = StepUp(Context(context), request_id, method, self._backing.now_ms())
         if within is not None:
             return await self._step_ups.note(within, *ids, step_up)
-        async with self._backing.database.begin() as connection:
+        async with self._step_ups.transaction() as connection:
             noted = await self._step_ups.note(connection, *ids, step_up)
         if noted is not None:
             await self._step_ups.display(*ids)
@@ -364,7 +364,7 @@ class Sessions:
             return await self._step_ups.take(
                 within, *ids, context, request_id, max_age=max_age, consume=consume
             )
-        async with self._backing.database.begin() as connection:
+        async with self._step_ups.transaction() as connection:
             taken = await self._step_ups.take(
                 connection, *ids, context, request_id, max_age=max_age, consume=consume
             )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from counterseal.core.errors import ConfigurationError, StoreUnavailable
+from counterseal.core.errors import ConfigurationError, DatabaseError, DatabaseUnavailable, StoreUnavailable
 from counterseal.core.tokens import uuid7
 from counterseal.database.tables import session_step_ups
 from counterseal.sessions.backing import Backing
@@ -27,6 +28,16 @@ class StepUps:
 
     def __init__(self, backing: Backing) -> None:
         self._backing = backing
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[AsyncConnection]:
+        """A transaction of its own for `note` or `take`. Raises as the database does, which may be down."""
+        try:
+            async with self._backing.database.begin() as connection:
+                yield connection
+        except DatabaseUnavailable:
+            self._backing.database_failed()
+            raise
 
     async def note(
         self, connection: AsyncConnection, user_id: str, part: str, step_up: StepUp
@@ -113,7 +124,8 @@ class StepUps:
         backing = self._backing
         if backing.outage.lasts:
             return
-        async with backing.database.read() as connection:
-            good = await read_step_ups(connection, user_id, part, now_ms=backing.now_ms())
-        with suppress(StoreUnavailable):
+        # What it shows is committed, and has to be answered whatever becomes of the copy.
+        with suppress(DatabaseError, StoreUnavailable):
+            async with backing.database.read() as connection:
+                good = await read_step_ups(connection, user_id, part, now_ms=backing.now_ms())
             await backing.copies.note_step_ups(user_id, part, good)
