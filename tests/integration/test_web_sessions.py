@@ -34,7 +34,7 @@ from counterseal.web import (
     SessionMiddleware,
     current_session,
     fresh_session,
-    identify_user,
+    identify_session,
     optional_session,
     recent_login,
     require_totp,
@@ -54,7 +54,7 @@ def application(seal: Counterseal, **options: Any) -> FastAPI:
     """An application of somebody's own, without any handler for errors of counterseal."""
     app = FastAPI()
     app.add_middleware(SessionMiddleware, seal=seal, **options)
-    app.add_middleware(RateLimitMiddleware, seal=seal, identify=identify_user(seal))
+    app.add_middleware(RateLimitMiddleware, seal=seal, identify=identify_session(seal))
 
     @app.api_route("/api/mine", methods=["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"])
     async def mine(session: Annotated[Session, Depends(current_session)]) -> dict[str, str]:
@@ -258,7 +258,7 @@ async def test_a_401_does_not_tell_by_its_limits_whose_token_it_was(site: Site) 
     # They were charged all the same, to whom they name.
     api = site.seal.rate_limits.api
     assert (await api.peek("203.0.113.5")).remaining == 99
-    assert (await api.peek("user:alice")).remaining == 99
+    assert (await api.peek(f"user:{ended.session_id}")).remaining == 99
 
 
 @pytest.mark.parametrize("path", ["/api/fresh", "/api/recent", "/api/with-totp", "/api/requests/7/sign"])
@@ -566,12 +566,20 @@ async def test_a_response_that_asked_for_the_session_is_not_kept_for_others(site
     assert runs == [None, "alice", "bob", None]
 
 
-async def test_limits_are_charged_to_the_user_whom_a_signed_token_names(site: Site) -> None:
+async def test_limits_are_charged_to_the_session_that_a_signed_token_names(site: Site) -> None:
     live = await made(site)
     answer = await ask(site, bearer=live.access_token)
     assert answer.headers["X-RateLimit-Remaining"] == "99"
-    assert (await site.seal.rate_limits.api.peek("user:alice")).remaining == 99
+    assert (await site.seal.rate_limits.api.peek(f"user:{live.session_id}")).remaining == 99
     assert (await site.seal.rate_limits.api.peek("203.0.113.5")).remaining == 100
+
+
+async def test_a_token_that_is_worth_nothing_any_more_uses_up_nothing_of_its_user(site: Site) -> None:
+    ended, live = await made(site), await made(site)
+    await site.seal.sessions.revoke(ended.session_id)
+    answers = [(await ask(site, bearer=ended.access_token)).status_code for _ in range(101)]
+    assert answers == [401] * 100 + [429]
+    assert (await ask(site, bearer=live.access_token)).status_code == 200
 
 
 async def test_without_the_middleware_a_dependency_says_what_is_missing(site: Site) -> None:

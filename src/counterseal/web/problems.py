@@ -29,7 +29,6 @@ from counterseal.core.errors import (
     DatabaseUnavailable,
     SessionExists,
     StoreBusy,
-    StoreFull,
     StoreTimeout,
     StoreUnavailable,
     UnknownName,
@@ -46,7 +45,6 @@ _SENTENCES: Mapping[type[CountersealError], tuple[HTTPStatus, str]] = {
     StoreTimeout: (HTTPStatus.SERVICE_UNAVAILABLE, "Redis did not answer in time."),
     StoreBusy: (HTTPStatus.SERVICE_UNAVAILABLE, "Too much is under way to Redis; nothing was done."),
     StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "Redis can't be reached."),
-    StoreFull: (HTTPStatus.SERVICE_UNAVAILABLE, "Too much waits already; nothing was done."),
     DatabaseUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The database can't be reached."),
     SessionExists: (HTTPStatus.CONFLICT, "There is a session with this id already."),
     UserBlocked: (HTTPStatus.FORBIDDEN, "This account is blocked."),
@@ -126,6 +124,13 @@ def describe(error: CountersealError) -> Problem:
     return problem
 
 
+def problem_of(error: HTTPException | RequestValidationError) -> Problem:
+    """What FastAPI and Starlette raise as a problem. A `Problem` is itself."""
+    if isinstance(error, Problem):
+        return error
+    return _from_http(error) if isinstance(error, HTTPException) else _from_validation(error)
+
+
 def install_problems(app: FastAPI) -> None:
     """Have every error of an application answered as a problem."""
 
@@ -140,13 +145,13 @@ def install_problems(app: FastAPI) -> None:
         return problem_response(problem)
 
     async def of_http(request: Request, error: Any) -> Response:
-        problem = _from_http(error)
+        problem = problem_of(error)
         if problem.status is HTTPStatus.METHOD_NOT_ALLOWED:
             problem.headers["Allow"] = _allowed(app, request) or problem.headers.get("Allow", "GET")
         return problem_response(problem)
 
     async def of_validation(request: Request, error: Any) -> Response:
-        return problem_response(_from_validation(error))
+        return problem_response(problem_of(error))
 
     app.add_exception_handler(Problem, own)
     app.add_exception_handler(CountersealError, ours)

@@ -192,15 +192,16 @@ def require_totp(
     return logged_in if wanted is Context.LOGIN else signing
 
 
-def identify_user(seal: Counterseal) -> OfScope:
-    """For `RateLimitMiddleware(identify=...)`: the user that a validly signed access token names. No round trip.
+def identify_session(seal: Counterseal) -> OfScope:
+    """For `RateLimitMiddleware(identify=...)`: the id of the session that a validly signed access token names.
 
-    The session may have ended meanwhile, so it says whom to charge and nothing of what they may do.
+    It may have ended meanwhile, so it says whom to charge and nothing of what they may do. For the same reason it is no
+    user: an old token in other hands would use up what its user has. No round trip.
     """
 
     def identify(scope: Scope) -> str | None:
         claims = note_caller(seal, scope).claims
-        return None if claims is None else claims.user_id
+        return None if claims is None else claims.session_id
 
     return identify
 

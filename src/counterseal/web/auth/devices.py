@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
 
@@ -12,9 +12,13 @@ from counterseal.sessions.identity import split_session_id
 from counterseal.sessions.session import Device, Reason, Session
 from counterseal.web.auth.bodies import DeviceBody, DevicesBody, EndedBody, MeBody, SessionBody, UserBody
 from counterseal.web.auth.delivery import clear_tokens
-from counterseal.web.auth.route import auth_router
+from counterseal.web.auth.route import PENDING, auth_router
 from counterseal.web.problems import Problem
 from counterseal.web.sessions import current_session, fresh_session, recent_login, unauthorized
+
+_ENDED_LATER: Final[dict[int | str, dict[str, Any]]] = {
+    status: {**described, "model": EndedBody} for status, described in PENDING.items()
+}
 
 
 def device_routes(seal: Counterseal) -> APIRouter:
@@ -35,7 +39,7 @@ def device_routes(seal: Counterseal) -> APIRouter:
         devices = await seal.sessions.list(session.user_id, current=session.session_id)
         return DevicesBody(sessions=[_device_body(device) for device in devices])
 
-    @router.delete("/sessions/{session_id}", status_code=HTTPStatus.NO_CONTENT)
+    @router.delete("/sessions/{session_id}", status_code=HTTPStatus.NO_CONTENT, responses=PENDING)
     async def end_session(
         session_id: str, request: Request, session: Annotated[Session, Depends(fresh_session)]
     ) -> Response:
@@ -59,7 +63,7 @@ def device_routes(seal: Counterseal) -> APIRouter:
             response.status_code = HTTPStatus.ACCEPTED
         return response
 
-    @router.post("/sessions/revoke-others")
+    @router.post("/sessions/revoke-others", responses=_ENDED_LATER)
     async def end_others(session: Annotated[Session, Depends(recent_login)], response: Response) -> EndedBody:
         """End every session of the user but this one. Needs a log-in of the last 10 minutes; 202 as above."""
         ended = await seal.sessions.revoke_others(session.session_id, reason=Reason.OTHERS)

@@ -1,8 +1,7 @@
-"""Routes of logging in: signing up, logging in with one factor or two, new tokens, and logging out."""
+"""Routes of logging in: signing up, logging in with one factor or two, and new tokens."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from http import HTTPStatus
 
@@ -10,9 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from counterseal.accounts.log_in import LoggedIn, TotpNeeded
 from counterseal.app import Counterseal
-from counterseal.core.errors import CountersealError
 from counterseal.sessions.identity import split_session_id
-from counterseal.sessions.refresh_token import parse_refresh_token, was_issued
 from counterseal.sessions.session import Reason
 from counterseal.web.auth.bodies import (
     Held,
@@ -24,27 +21,24 @@ from counterseal.web.auth.bodies import (
     TotpNeededBody,
     UserBody,
 )
-from counterseal.web.auth.delivery import Delivery, clear_tokens
+from counterseal.web.auth.delivery import Delivery
+from counterseal.web.auth.named import held_token, named_sessions
 from counterseal.web.auth.refusal import unless_refused
 from counterseal.web.auth.route import auth_router
-from counterseal.web.caller import Carrier, caller_of
 from counterseal.web.client import client_of
 from counterseal.web.cookies import REFRESH, read_cookie
-from counterseal.web.problems import describe, problem_response
-from counterseal.web.security_schemes import OR_WITHOUT, ByAccessToken, ByRefreshCookie
+from counterseal.web.security_schemes import OR_WITHOUT, ByRefreshCookie
 from counterseal.web.sessions import unauthorized
-
-logger = logging.getLogger(__name__)
 
 
 def log_in_routes(seal: Counterseal) -> APIRouter:
-    """`sign-up`, `log-in`, `totp/log-in`, `refresh` and `log-out`."""
+    """`sign-up`, `log-in`, `totp/log-in` and `refresh`."""
     router = auth_router(refusals=(HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.CONFLICT))
     accounts, web, delivery = seal.accounts, seal.settings.web, Delivery(seal)
 
     def before(request: Request, *, in_body: bool) -> list[str]:
         # The cookies that go now would leave them alive, where nobody has their tokens (ASVS 5.0, 7.2.4).
-        return [] if in_body else sorted(_named(seal, request, of_cookies=True))
+        return [] if in_body else sorted(named_sessions(request, of_cookies=True))
 
     async def logged_in(
         made: LoggedIn, ends: Sequence[str], request: Request, response: Response, *, in_body: bool
@@ -114,7 +108,7 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
     ) -> RenewedBody:
         """New tokens for a refresh token: of the body, else of the cookie; they go where it came from."""
         # A page that could have the token of the cookie told in the body would have it stolen by a script of others.
-        held = _held(body)
+        held = held_token(body)
         token = read_cookie(request.scope["headers"], REFRESH) if held is None else held
         made = None if token is None else await seal.sessions.rotate(token)
         if made is None:
@@ -124,51 +118,9 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
             tokens=delivery.give(made.tokens, request, response, in_body=held is not None),
         )
 
-    @router.post("/log-out", status_code=HTTPStatus.NO_CONTENT, openapi_extra=OR_WITHOUT)
-    async def log_out(
-        request: Request,
-        body: Held | None = None,
-        _access: ByAccessToken = None,
-        _refresh: ByRefreshCookie = None,
-    ) -> Response:
-        """End the session that the tokens name; either of them is enough. The cookies are cleared whatever happens.
-
-        202 while the database is down: Redis has ended it, and the record will.
-        """
-        response = Response(status_code=HTTPStatus.NO_CONTENT)
-        try:
-            for session_id in _named(seal, request, held=_held(body)):
-                ended = await seal.sessions.revoke(session_id, reason=Reason.LOGOUT)
-                if ended.pending:
-                    response.status_code = HTTPStatus.ACCEPTED
-        except CountersealError as error:
-            logger.warning("a log-out failed: %s", error.code, exc_info=error)
-            response = problem_response(describe(error))
-        clear_tokens(request, response)
-        return response
-
     return router
-
-
-def _held(body: Held | None) -> str | None:
-    token = None if body is None else body.refresh_token
-    return None if token is None else token.get_secret_value()
 
 
 def _is_of(session_id: str, user_id: str) -> bool:
     ids = split_session_id(session_id)
     return ids is not None and ids[0] == user_id
-
-
-def _named(
-    seal: Counterseal, request: Request, *, held: str | None = None, of_cookies: bool = False
-) -> set[str]:
-    """The sessions that the tokens of a request name; with `of_cookies` only those in cookies. No round trip.
-
-    A refresh token that was replaced long ago still names its session: whoever has it may end it.
-    """
-    refresh = parse_refresh_token(read_cookie(request.scope["headers"], REFRESH) if held is None else held)
-    caller = caller_of(request.scope)
-    claims = caller.claims if not of_cookies or caller.carrier is Carrier.COOKIE else None
-    found = {refresh.session_id} if refresh is not None and was_issued(refresh, seal.keyring) else set[str]()
-    return found if claims is None else {*found, claims.session_id}

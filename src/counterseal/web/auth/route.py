@@ -40,6 +40,13 @@ _PROBLEM: Final = {
 }
 """A problem, as JSON Schema."""
 
+PENDING: Final[dict[int | str, dict[str, Any]]] = {
+    HTTPStatus.ACCEPTED.value: {
+        "description": "The database is down: Redis has ended it, and the record will once it is back."
+    }
+}
+"""`responses` of a route that ends sessions."""
+
 
 class AuthRoute(APIRoute):
     """As FastAPI's, with `Cache-Control: no-store` on every answer and 413 for bodies of more than 16 KiB."""
@@ -88,11 +95,13 @@ class _Bounded(Request):
             ) from fault
 
 
-def auth_router(prefix: str = "", *, refusals: tuple[HTTPStatus, ...] = ()) -> APIRouter:
+def auth_router(
+    prefix: str = "", *, refusals: tuple[HTTPStatus, ...] = (), route_class: type[AuthRoute] = AuthRoute
+) -> APIRouter:
     """A router below `/api/auth`. `refusals` are the errors of its routes, besides those that every one has."""
     return APIRouter(
         prefix=f"/api/auth{prefix}",
-        route_class=AuthRoute,
+        route_class=route_class,
         tags=["auth"],
         responses={status.value: _described(status) for status in sorted((*refusals, *_COMMON))},
     )
