@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NotRequired, TypedDict
 
 from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,6 +29,16 @@ SYSTEM: Final = "system"
 _STREAM: Final = re.compile(r"(?:request|account):.+|system", re.DOTALL)
 _ACTION_NAME: Final = re.compile(r"[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)+")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class AuditDraft(TypedDict):
+    """What `append` is given for one entry."""
+
+    stream: str
+    action: str
+    body: Mapping[str, JsonValue]
+    private: NotRequired[Mapping[str, str | None]]
+    subject: NotRequired[str | None]
 
 
 class Audit:
@@ -62,12 +73,26 @@ class Audit:
         and a fourth for private values.
         """
         try:
-            values = _private_values(body, private or {}, subject)
-            _check_names(stream, action)
-            text = canonical_text({**body, **values.members, ACTION: action})
-            return await self._append(connection, stream, action, text, values)
+            return await self._append(connection, _prepare(stream, action, body, private, subject))
         except BaseException:
             with suppress(SQLAlchemyError):  # on a lost connection there is nothing left to roll back
+                await connection.rollback()
+            raise
+
+    async def append_many(
+        self, connection: AsyncConnection, drafts: Sequence[AuditDraft]
+    ) -> list[AuditEntry]:
+        """Write entries in the caller's transaction, all at once. Those of one stream follow each other as they came.
+
+        Everything is as with `append`, and heads are locked in the order of their streams. In the caller's transaction:
+        two statements on PostgreSQL; on SQLite three, and a fourth for private values, however many entries there are.
+        """
+        if not drafts:
+            return []
+        try:
+            return await self._append_many(connection, [_prepare(**draft) for draft in drafts])
+        except BaseException:
+            with suppress(SQLAlchemyError):
                 await connection.rollback()
             raise
 
@@ -111,19 +136,55 @@ class Audit:
             await self.append(connection, stream=SYSTEM, action="value.erased", body={"values": erased})
         return erased
 
-    async def _append(
-        self, connection: AsyncConnection, stream: str, action: str, text: str, values: PrivateValues
-    ) -> AuditEntry:
+    async def _append(self, connection: AsyncConnection, draft: _Prepared) -> AuditEntry:
         writer = writer_for(connection)
-        last, prev = await writer.lock(connection, stream)
-        at = self._now()  # only now: there may have been a long wait for the lock
-        digest = hash_entry(stream, last + 1, prev, at, text)
-        entry = AuditEntry(stream, last + 1, digest, prev, at, action, text)
-        await writer.write(connection, entry, values)
+        head = await writer.lock(connection, draft.stream)
+        entry = draft.after(head, self._now())  # only now: there may have been a long wait for the lock
+        await writer.write(connection, entry, draft.values)
         return entry
+
+    async def _append_many(
+        self, connection: AsyncConnection, drafts: Sequence[_Prepared]
+    ) -> list[AuditEntry]:
+        writer = writer_for(connection)
+        heads = await writer.lock_all(connection, sorted({draft.stream for draft in drafts}))
+        at = self._now()
+        entries: list[AuditEntry] = []
+        for draft in drafts:
+            entries.append(entry := draft.after(heads[draft.stream], at))
+            heads[draft.stream] = (entry.seq, entry.hash)
+        await writer.write_all(connection, entries, [draft.values for draft in drafts], heads)
+        return entries
 
     def _now(self) -> datetime:
         return _EPOCH + timedelta(milliseconds=self._now_ms())
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """An entry that lacks its place in its stream."""
+
+    stream: str
+    action: str
+    body: str
+    values: PrivateValues
+
+    def after(self, head: tuple[int, bytes], at: datetime) -> AuditEntry:
+        seq, prev = head[0] + 1, head[1]
+        digest = hash_entry(self.stream, seq, prev, at, self.body)
+        return AuditEntry(self.stream, seq, digest, prev, at, self.action, self.body)
+
+
+def _prepare(
+    stream: str,
+    action: str,
+    body: Mapping[str, JsonValue],
+    private: Mapping[str, str | None] | None = None,
+    subject: str | None = None,
+) -> _Prepared:
+    values = _private_values(body, private or {}, subject)
+    _check_names(stream, action)
+    return _Prepared(stream, action, canonical_text({**body, **values.members, ACTION: action}), values)
 
 
 def _check_names(stream: str, action: str) -> None:

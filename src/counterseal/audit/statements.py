@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from sqlalchemy import LargeBinary, Text, bindparam, func, insert, select, update
+from sqlalchemy import BigInteger, LargeBinary, Text, bindparam, func, insert, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.selectable import TableValuedAlias
+from sqlalchemy.types import TypeEngine
 
 from counterseal.audit.chain import FIRST_PREV, AuditEntry, commitment_of
+from counterseal.database.columns import json_text
 from counterseal.database.tables import audit_entries, audit_heads, audit_values
 
 _SALT_BYTES: Final = 32
 _ENTRIES: Final = audit_entries.c
 _HEADS: Final = audit_heads.c
 _VALUES: Final = audit_values.c
+
+# The columns that differ from row to row, in the types that PostgreSQL gets its arrays in.
+_ENTRY: Final[dict[str, type[TypeEngine[Any]]]] = {
+    "stream": Text,
+    "seq": BigInteger,
+    "action": Text,
+    "prev": LargeBinary,
+    "hash": LargeBinary,
+    "body": Text,
+}
+_HEAD: Final[dict[str, type[TypeEngine[Any]]]] = {"stream": Text, "seq": BigInteger, "hash": LargeBinary}
+_VALUE: Final[dict[str, type[TypeEngine[Any]]]] = {
+    "commitment": LargeBinary,
+    "kind": Text,
+    "salt": LargeBinary,
+    "value": Text,
+    "subject_id": Text,
+}
 
 
 class PrivateValues:
@@ -49,6 +70,22 @@ class Writer(Protocol):
         """Write an entry and its values, and make it the head of its stream."""
         ...
 
+    async def lock_all(
+        self, connection: AsyncConnection, streams: Sequence[str]
+    ) -> dict[str, tuple[int, bytes]]:
+        """As `lock`, for several streams, which are locked in this order: number and hash by stream."""
+        ...
+
+    async def write_all(
+        self,
+        connection: AsyncConnection,
+        entries: Sequence[AuditEntry],
+        values: Sequence[PrivateValues],
+        heads: Mapping[str, tuple[int, bytes]],
+    ) -> None:
+        """Write entries and the values of each, and make `heads` the heads of their streams."""
+        ...
+
 
 def writer_for(connection: AsyncConnection) -> Writer:
     """The writer for the database of a connection."""
@@ -66,6 +103,14 @@ class _PostgresqlWriter:
         self._lock = head.on_conflict_do_update(
             index_elements=[_HEADS.stream], set_={"seq": _HEADS.seq}
         ).returning(_HEADS.seq, _HEADS.hash)
+        streams = _unnested("streams", stream=Text)
+        many = postgresql.insert(audit_heads).from_select(
+            ["stream", "seq", "hash"],
+            select(streams.c.stream, literal(0), bindparam("first_prev", type_=LargeBinary)),
+        )
+        self._lock_all = many.on_conflict_do_update(
+            index_elements=[_HEADS.stream], set_={"seq": _HEADS.seq}
+        ).returning(_HEADS.stream, _HEADS.seq, _HEADS.hash)
         entry = insert(audit_entries).values(
             {column.name: bindparam(f"of_{column.name}", type_=column.type) for column in _ENTRIES}
         )
@@ -74,29 +119,24 @@ class _PostgresqlWriter:
             .where(_HEADS.stream == bindparam("of_stream"))
             .values(seq=bindparam("of_seq"), hash=bindparam("of_hash"))
         )
-        given = (
-            func.unnest(
-                bindparam("commitments", type_=postgresql.ARRAY(LargeBinary)),
-                bindparam("kinds", type_=postgresql.ARRAY(Text)),
-                bindparam("salts", type_=postgresql.ARRAY(LargeBinary)),
-                bindparam("texts", type_=postgresql.ARRAY(Text)),
-            )
-            .table_valued("commitment", "kind", "salt", "value", name="given")
-            .render_derived()
-        )
+        given = _unnested("given", **_VALUE)
         private = insert(audit_values).from_select(
-            ["commitment", "kind", "salt", "value", "subject_id", "created_at"],
-            select(
-                given.c.commitment,
-                given.c.kind,
-                given.c.salt,
-                given.c.value,
-                bindparam("of_subject", type_=_VALUES.subject_id.type),
-                bindparam("of_ts", type_=_VALUES.created_at.type),
-            ),
+            [*given.c.keys(), "created_at"],
+            select(*given.c, bindparam("of_ts", type_=_VALUES.created_at.type)),
         )
         self._write = raised.add_cte(entry.cte("entry"))
         self._write_with_values = self._write.add_cte(private.cte("private"))
+        written = _unnested("written", **_ENTRY)
+        entries = insert(audit_entries).from_select(
+            [*written.c.keys(), "ts"], select(*written.c, bindparam("of_ts", type_=_ENTRIES.ts.type))
+        )
+        heads = _unnested("heads", **_HEAD)
+        self._write_all = (
+            update(audit_heads)
+            .where(_HEADS.stream == heads.c.stream)
+            .values(seq=heads.c.seq, hash=heads.c.hash)
+            .add_cte(entries.cte("entries"), private.cte("private"))
+        )
 
     async def lock(self, connection: AsyncConnection, stream: str) -> tuple[int, bytes]:
         answer = await connection.execute(self._lock, {"of_stream": stream, "first_prev": FIRST_PREV})
@@ -108,14 +148,27 @@ class _PostgresqlWriter:
         if not values.rows:
             await connection.execute(self._write, given)
             return
-        given |= {
-            "commitments": [row["commitment"] for row in values.rows],
-            "kinds": [row["kind"] for row in values.rows],
-            "salts": [row["salt"] for row in values.rows],
-            "texts": [row["value"] for row in values.rows],
-            "of_subject": values.rows[0]["subject_id"],
-        }
-        await connection.execute(self._write_with_values, given)
+        await connection.execute(self._write_with_values, given | _columns("given", _VALUE, values.rows))
+
+    async def lock_all(
+        self, connection: AsyncConnection, streams: Sequence[str]
+    ) -> dict[str, tuple[int, bytes]]:
+        given = {"streams_stream": list(streams), "first_prev": FIRST_PREV}
+        answer = await connection.execute(self._lock_all, given)
+        return {stream: (seq, bytes(prev)) for stream, seq, prev in answer}
+
+    async def write_all(
+        self,
+        connection: AsyncConnection,
+        entries: Sequence[AuditEntry],
+        values: Sequence[PrivateValues],
+        heads: Mapping[str, tuple[int, bytes]],
+    ) -> None:
+        rows = [_row(entry) for entry in entries]
+        given = _columns("written", _ENTRY, rows)
+        given |= _columns("given", _VALUE, [row for one in values for row in one.rows])
+        given |= _columns("heads", _HEAD, _head_rows(heads))
+        await connection.execute(self._write_all, given | {"of_ts": rows[0]["ts"]})
 
 
 class _SqliteWriter:
@@ -129,6 +182,11 @@ class _SqliteWriter:
         )
         self._entry = insert(audit_entries)
         self._values = insert(audit_values)
+        # One parameter for all, so that the text is the same however many there are.
+        among = func.json_each(bindparam("of_streams", type_=Text)).table_valued("value")
+        self._read_all = select(_HEADS.stream, _HEADS.seq, _HEADS.hash).where(
+            _HEADS.stream.in_(select(among.c.value))
+        )
 
     async def lock(self, connection: AsyncConnection, stream: str) -> tuple[int, bytes]:
         answer = await connection.execute(self._read, {"of_stream": stream})
@@ -139,7 +197,43 @@ class _SqliteWriter:
         await connection.execute(self._entry, _row(entry))
         if values.rows:
             await connection.execute(self._values, [row | {"created_at": entry.at} for row in values.rows])
-        await connection.execute(self._raise, {"stream": entry.stream, "seq": entry.seq, "hash": entry.hash})
+        await connection.execute(self._raise, _head_rows({entry.stream: (entry.seq, entry.hash)})[0])
+
+    async def lock_all(
+        self, connection: AsyncConnection, streams: Sequence[str]
+    ) -> dict[str, tuple[int, bytes]]:
+        answer = await connection.execute(self._read_all, {"of_streams": json_text(list(streams))})
+        heads = {stream: (seq, bytes(prev)) for stream, seq, prev in answer}
+        return {stream: heads.get(stream, (0, FIRST_PREV)) for stream in streams}
+
+    async def write_all(
+        self,
+        connection: AsyncConnection,
+        entries: Sequence[AuditEntry],
+        values: Sequence[PrivateValues],
+        heads: Mapping[str, tuple[int, bytes]],
+    ) -> None:
+        await connection.execute(self._entry, [_row(entry) for entry in entries])
+        created_at = entries[0].at
+        rows = [row | {"created_at": created_at} for one in values for row in one.rows]
+        if rows:
+            await connection.execute(self._values, rows)
+        await connection.execute(self._raise, _head_rows(heads))
+
+
+def _unnested(name: str, **types: type[TypeEngine[Any]]) -> TableValuedAlias:
+    """Rows that come as one array for each column, `<name>_<column>`."""
+    arrays = [bindparam(f"{name}_{column}", type_=postgresql.ARRAY(kind)) for column, kind in types.items()]
+    return func.unnest(*arrays).table_valued(*types, name=name).render_derived()
+
+
+def _columns(name: str, columns: Iterable[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows as `_unnested` takes them."""
+    return {f"{name}_{column}": [row[column] for row in rows] for column in columns}
+
+
+def _head_rows(heads: Mapping[str, tuple[int, bytes]]) -> list[dict[str, int | str | bytes]]:
+    return [{"stream": stream, "seq": seq, "hash": digest} for stream, (seq, digest) in heads.items()]
 
 
 def _row(entry: AuditEntry) -> dict[str, int | str | bytes | datetime]:
