@@ -251,7 +251,12 @@ class Copies:
             grace_ms=grace_ms,
             global_epoch=self.global_epoch or 0,
         )
-        reply = await self._run(call if now_ms < self.global_until_ms else self._with_global(call, now_ms))
+        if now_ms < self.global_until_ms:
+            reply = await self._run(call)
+        else:
+            # Both begin in one turn of the loop, so they leave together.
+            reply, epoch = await self._run(asyncio.gather(call, self._ask_global()))
+            self._hear_global(epoch, now_ms)
         what, *fields = _items(reply)
         turn = Turn(_text(what))
         if turn in (Turn.ABSENT, Turn.ENDED):
@@ -351,6 +356,9 @@ class Copies:
         reply, epoch = await asyncio.gather(asked, told)
         self._hear_global(epoch, now_ms)
         return reply
+
+    async def _ask_global(self) -> Reply:
+        return await self._command("GET", self._global_key)
 
     def _hear_global(self, epoch: Reply, now_ms: int) -> None:
         if epoch is None:
