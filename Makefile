@@ -7,6 +7,9 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8787
+# How many processes run the tests; 0 runs them in one.
+WORKERS ?= auto
+IN_PARALLEL = -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 # Python 3.11 or newer. A name counts only when it runs.
 PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13; do \
@@ -40,11 +43,11 @@ run: $(RUNTIME)  ## start everything at http://127.0.0.1:8787 (another port: POR
 
 .PHONY: test
 test: $(DEVELOPMENT)  ## run every test but the long ones (some of them: ARGS="-k health")
-	@$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	@$(BIN)/python -m pytest -m "not soak" $(IN_PARALLEL) $(ARGS)
 
 .PHONY: quick
 quick: $(DEVELOPMENT)  ## run the fast tests: unit and tour
-	@$(BIN)/python -m pytest -m "not soak" tests/unit tests/tour $(ARGS)
+	@$(BIN)/python -m pytest -m "not soak" $(IN_PARALLEL) tests/unit tests/tour $(ARGS)
 
 .PHONY: soak
 soak: $(DEVELOPMENT)  ## run the long tests
