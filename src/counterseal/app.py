@@ -102,6 +102,7 @@ class Counterseal:
             keyring=keyring,
             settings=settings.sessions,
             audit=self.audit.append,
+            audit_many=self.audit.append_many,
             emit=self.events.emit,
             wake=self._wake,
         )

@@ -73,6 +73,7 @@ async def process(
         keyring=keyring,
         settings=settings or SessionSettings(),
         audit=audit.append,
+        audit_many=audit.append_many,
         emit=events.append,
         wake=wake,
     )

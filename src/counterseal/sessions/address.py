@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 
 
+@lru_cache(1024)
 def network_of(ip: str | None) -> str | None:
     """The /24 of an IPv4 address or the /64 of an IPv6 one, as text; None for what is no address. Never raises."""
     if not ip:

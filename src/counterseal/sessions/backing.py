@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, TypedDict
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -40,6 +40,20 @@ class AppendAudit(Protocol):
     ) -> Awaitable[Any]: ...
 
 
+class AuditDraft(TypedDict):
+    """One entry of the audit log that is to be written."""
+
+    stream: str
+    action: str
+    body: Mapping[str, JsonValue]
+    private: NotRequired[Mapping[str, str | None]]
+    subject: NotRequired[str | None]
+
+
+AppendAudits = Callable[[AsyncConnection, Sequence[AuditDraft]], Awaitable[Any]]
+"""Appends several entries, as `AppendAudit` would one after the other."""
+
+
 @dataclass(slots=True)
 class Backing:
     """Redis, the database, and what both are told of."""
@@ -51,6 +65,7 @@ class Backing:
     keyring: Keyring
     settings: SessionSettings
     audit: AppendAudit
+    audit_many: AppendAudits
     emit: Callable[[SessionEvent], None]
     wake: Callable[[], None]
     """Called when the outbox has something to relay."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import ipaddress
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from counterseal.core.codec import JsonValue
 from counterseal.core.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -23,22 +23,25 @@ from counterseal.core.errors import (
 )
 from counterseal.core.tokens import uuid7
 from counterseal.sessions.address import network_of
-from counterseal.sessions.backing import Also, Backing, account_stream
+from counterseal.sessions.admission import (
+    Newcomer,
+    Past,
+    Standing,
+    insert_rows,
+    insert_users,
+    lock_users,
+    read_past,
+)
+from counterseal.sessions.backing import Also, AuditDraft, Backing, account_stream
 from counterseal.sessions.copies import Ended
 from counterseal.sessions.device import clean_user_agent, device_family, device_name
 from counterseal.sessions.endings import Endings
 from counterseal.sessions.events import NewDevice, SessionCreated
 from counterseal.sessions.identity import checked_identifier, session_id_of, split_session_id
-from counterseal.sessions.lifetime import lifetime
+from counterseal.sessions.lifetime import Lifetime, lifetime
 from counterseal.sessions.refresh_token import RefreshToken, new_refresh_token
 from counterseal.sessions.row import Row
-from counterseal.sessions.rows import (
-    insert_row,
-    insert_user_if_absent,
-    lock_user,
-    read_devices,
-    read_rows_of,
-)
+from counterseal.sessions.rows import read_rows_of
 from counterseal.sessions.session import Created, Facts, Profile, Reason
 
 _ATTEMPTS: Final = 2
@@ -56,6 +59,8 @@ class Login:
     ip: str | None
     profile: Profile
     amr: tuple[str, ...]
+    named: bool
+    """Whether its caller chose the part."""
     replacing: str | None
     """The part of the session of the same user that this one comes in place of."""
 
@@ -69,6 +74,10 @@ class Made:
     replaced: tuple[str, ...]
     evicted: tuple[str, ...]
     new_device: bool
+
+
+Intake = Callable[[Login], Awaitable[Made]]
+"""Writes a session in a transaction that others may share."""
 
 
 class Creation:
@@ -102,18 +111,21 @@ class Creation:
             _address(ip),
             Profile(profile),
             tuple(amr),
+            part is not None,
             before[1] if before is not None and before[0] == user_id else None,
         )
 
-    async def create(self, login: Login, also: Also | None = None) -> Created:
-        """Make a session in a transaction of its own, in which `also` writes first."""
+    async def create(
+        self, login: Login, also: Also | None = None, *, intake: Intake | None = None
+    ) -> Created:
+        """Make a session in a transaction of its own, in which `also` writes first; or in one that `intake` shares."""
         backing = self._backing
         for _ in range(_ATTEMPTS):
             try:
-                async with backing.database.begin() as connection:
-                    if also is not None:
-                        await also(connection)
-                    made = await self.make(connection, login)
+                if intake is None or also is not None or login.replacing is not None or login.named:
+                    made = await self.write(login, also)
+                else:
+                    made = await intake(login)
             except DatabaseUnavailable:
                 backing.database_failed()
                 raise
@@ -122,47 +134,70 @@ class Creation:
             if created is not None:
                 return created
             # All sessions of the user were ended while the database was down, and it has not been told of it yet.
-            await self._endings.revoke(login.user_id, login.part, Reason.USER)
+            await self._endings.revoke(login.user_id, made.row.part, Reason.USER)
             await backing.pending.settle()
             await self._endings.adopt_epoch(login.user_id, made.row.user_epoch)
-            login = self._again(login)
+            login = self.again(login)
         raise UserBlocked("all sessions of the user were ended at this moment")
 
-    async def make(self, connection: AsyncConnection, login: Login) -> Made:
-        """Write a session in a transaction of the caller, who calls `finish` once it is committed."""
+    async def write(self, login: Login, also: Also | None = None) -> Made:
+        """Write a session in a transaction of its own, in which `also` writes first."""
+        async with self._backing.database.begin() as connection:
+            if also is not None:
+                await also(connection)
+            return await self.make(connection, login)
+
+    async def make(self, connection: AsyncConnection, login: Login, user: Standing | None = None) -> Made:
+        """Write a session in a transaction of the caller, who calls `finish` once it is committed.
+
+        `user` is the session's user when that is locked already.
+        """
         backing = self._backing
-        if login.email is not None:
-            await insert_user_if_absent(
-                connection,
-                login.user_id,
-                email=login.email,
-                full_name=login.full_name or "",
-                now_ms=backing.now_ms(),
-            )
-        user = await lock_user(connection, login.user_id)
-        if user is None:
-            raise ConfigurationError("email: expected an address, for the user is not known yet")
-        status, epoch, global_epoch, policy = user
-        if status != "active":
-            raise UserBlocked(f"the user is {status}")
+        user = user or await self._lock(connection, login)
+        if user.status != "active":
+            raise UserBlocked(f"the user is {user.status}")
         # Only now: there may have been a long wait for the lock.
         now_ms = backing.now_ms()
-        limits = lifetime(login.profile, backing.settings, policy)
+        limits = lifetime(login.profile, backing.settings, user.policy)
         # Before the others are counted: its place is free.
         replaced = (
             await self._endings.end_in(connection, login.user_id, [login.replacing], Reason.LOGOUT, now_ms)
             if login.replacing is not None
             else []
         )
-        live = [row for row in await read_rows_of(connection, login.user_id) if not row.has_ended(now_ms)]
-        surplus = [row.part for row in live[: max(0, len(live) + 1 - limits.most)]]
-        evicted = (
-            await self._endings.end_in(connection, login.user_id, surplus, Reason.EVICTED, now_ms)
-            if surplus
-            else []
-        )
-        new_device = await self._is_new_device(connection, login)
-        refresh = new_refresh_token(login.user_id, login.part, backing.keyring)
+        found = await read_past(connection, [login.user_id], now_ms=now_ms, part=login.part)
+        past = found[login.user_id]
+        if past.taken:
+            raise SessionExists("a session with this id exists, or existed")
+        evicted: list[str] = []
+        if past.live >= limits.most:
+            rows = await read_rows_of(connection, login.user_id)
+            live = [row for row in rows if not row.has_ended(now_ms)]
+            surplus = [row.part for row in live[: max(0, len(live) + 1 - limits.most)]]
+            if surplus:
+                evicted = await self._endings.end_in(
+                    connection, login.user_id, surplus, Reason.EVICTED, now_ms
+                )
+        made = self.begin(login, user, limits, past, now_ms)
+        await insert_rows(connection, [made.row])
+        await backing.audit(connection, **audit_of(made))
+        return replace(made, replaced=tuple(replaced), evicted=tuple(evicted))
+
+    async def _lock(self, connection: AsyncConnection, login: Login) -> Standing:
+        """Lock the user, who is made when absent."""
+        user_id = login.user_id
+        found = await lock_users(connection, [user_id])
+        if not found and login.email is not None:
+            newcomer = Newcomer(user_id, login.email, login.full_name or "")
+            await insert_users(connection, [newcomer], now_ms=self._backing.now_ms())
+            found = await lock_users(connection, [user_id])
+        if not found:
+            raise ConfigurationError("email: expected an address, for the user is not known yet")
+        return found[user_id]
+
+    def begin(self, login: Login, user: Standing, limits: Lifetime, past: Past, now_ms: int) -> Made:
+        """A session that is to be written. No round trip."""
+        refresh = new_refresh_token(login.user_id, login.part, self._backing.keyring)
         row = Row(
             user_id=login.user_id,
             part=login.part,
@@ -180,27 +215,17 @@ class Creation:
                 created_ms=now_ms,
                 absolute_ms=now_ms + limits.absolute_ms,
                 idle_ms=limits.idle_ms // 1000 * 1000,
-                epoch=epoch,
-                global_epoch=global_epoch,
+                epoch=user.epoch,
+                global_epoch=user.global_epoch,
                 device=device_name(login.user_agent),
                 user_agent=login.user_agent,
                 ip=login.ip,
             ),
             user_active=True,
-            user_epoch=epoch,
-            current_global_epoch=global_epoch,
+            user_epoch=user.epoch,
+            current_global_epoch=user.global_epoch,
         )
-        if not await insert_row(connection, row):
-            raise SessionExists("a session with this id exists, or existed")
-        await backing.audit(
-            connection,
-            stream=account_stream(login.user_id),
-            action="session.created",
-            body={"session": login.part, "profile": limits.profile.value, "amr": _texts(login.amr)},
-            private={"ip": login.ip, "user_agent": login.user_agent},
-            subject=login.user_id,
-        )
-        return Made(row, refresh, tuple(replaced), tuple(evicted), new_device)
+        return Made(row, refresh, (), (), _is_new_device(login, past.devices))
 
     async def finish(self, made: Made) -> Created | None:
         """What follows the commit; None when the session has ended before it began: the user's epoch was raised."""
@@ -239,19 +264,30 @@ class Creation:
             made.new_device,
         )
 
-    def _again(self, login: Login) -> Login:
+    def again(self, login: Login) -> Login:
+        """The same log-in with another part, for the one before may have been written."""
         return replace(login, part=uuid7(self._backing.now_ms()).hex)
 
-    @staticmethod
-    async def _is_new_device(connection: AsyncConnection, login: Login) -> bool:
-        """Whether the user has other sessions on record, and none from the same kind of browser or the same network."""
-        seen = await read_devices(connection, login.user_id)
-        family, network = device_family(login.user_agent), network_of(login.ip)
-        known = any(
-            device_family(user_agent) == family or (network is not None and network_of(ip) == network)
-            for user_agent, ip in seen
-        )
-        return bool(seen) and not known
+
+def audit_of(made: Made) -> AuditDraft:
+    """What the audit log is told of a new session."""
+    facts = made.row.facts
+    return {
+        "stream": account_stream(made.row.user_id),
+        "action": "session.created",
+        "body": {"session": made.row.part, "profile": facts.profile.value, "amr": list(facts.amr)},
+        "private": {"ip": facts.ip, "user_agent": facts.user_agent},
+        "subject": made.row.user_id,
+    }
+
+
+def _is_new_device(login: Login, seen: Sequence[tuple[str | None, str | None]]) -> bool:
+    """Whether the user has other sessions on record, and none from the same kind of browser or the same network."""
+    family, network = device_family(login.user_agent), network_of(login.ip)
+    return bool(seen) and not any(
+        device_family(user_agent) == family or (network is not None and network_of(ip) == network)
+        for user_agent, ip in seen
+    )
 
 
 def _checked_email(email: str) -> str:
@@ -263,13 +299,10 @@ def _checked_email(email: str) -> str:
     return text
 
 
+@lru_cache(1024)
 def _address(ip: str | None) -> str | None:
     """An IP address as text; None for what is none."""
     try:
         return None if ip is None else ipaddress.ip_address(ip).compressed
     except ValueError:
         return None
-
-
-def _texts(values: Sequence[str]) -> list[JsonValue]:
-    return list(values)

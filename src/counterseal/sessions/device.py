@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from counterseal.sessions.address import network_of
@@ -59,6 +60,7 @@ def clean_user_agent(text: str | None) -> str | None:
     return _CONTROL.sub(" ", text[: 2 * LONGEST_USER_AGENT]).strip()[:LONGEST_USER_AGENT] or None
 
 
+@lru_cache(1024)
 def device_family(user_agent: str | None) -> str:
     """The browser or program, as `Firefox` or `curl`, whatever its version and system. Never raises."""
     text = clean_user_agent(user_agent)

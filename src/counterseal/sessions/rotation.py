@@ -15,6 +15,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.core.errors import DatabaseError, DatabaseUnavailable, StoreUnavailable
+from counterseal.sessions.admission import lock_users
 from counterseal.sessions.backing import Also, Backing, account_stream
 from counterseal.sessions.copies import Ended, Presented, Turn
 from counterseal.sessions.endings import Endings
@@ -29,7 +30,7 @@ from counterseal.sessions.refresh_token import (
     was_issued,
 )
 from counterseal.sessions.row import Row
-from counterseal.sessions.rows import lock_user, read_row, renew_log_in, replace_token
+from counterseal.sessions.rows import read_row, renew_log_in, replace_token
 from counterseal.sessions.session import Reason, Rotated, Session
 
 _ROUNDS: Final = 4
@@ -79,7 +80,7 @@ class Rotation:
         try:
             async with backing.database.begin() as connection:
                 if also is not None:
-                    await lock_user(connection, user_id)  # before the row, as everybody does
+                    await lock_users(connection, [user_id])  # before the row, as everybody does
                 now_ms = backing.now_ms()
                 row = await read_row(connection, user_id, part, now_ms=now_ms, lock=True)
                 if row is None or row.has_ended(now_ms):

@@ -22,13 +22,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.database.columns import Ts
 from counterseal.database.tables import (
-    domain_settings,
     global_epochs,
     session_step_ups,
     user_sessions,
     users,
 )
-from counterseal.sessions.lifetime import DomainPolicy
 from counterseal.sessions.row import Row
 from counterseal.sessions.session import Context, Facts, Profile, Reason, StepUp, instant
 
@@ -82,12 +80,6 @@ _ROW_LOCKED: Final = _ROW.with_for_update(of=user_sessions)
 _ROWS_OF: Final = _ROWS.where(_s.user_id == bindparam("of_user"), _ACTIVE).order_by(
     _s.last_used_at, _s.created_at
 )
-_DEVICES: Final = (
-    select(_s.user_agent, _s.ip)
-    .where(_s.user_id == bindparam("of_user"))
-    .order_by(_s.created_at.desc())
-    .limit(200)
-)
 _up = session_step_ups.c
 _STEP_UPS: Final = (
     select(_up.context, _up.request_id, _up.method, _up.verified_at)
@@ -99,28 +91,6 @@ _STEP_UPS: Final = (
     )
     .order_by(_up.verified_at)
 )
-_LOCK_USER: Final = (
-    select(
-        users.c.status,
-        users.c.session_epoch,
-        _GLOBAL.label("everybody"),
-        domain_settings.c.session_profile,
-        domain_settings.c.session_idle_minutes,
-        domain_settings.c.session_absolute_minutes,
-        domain_settings.c.max_sessions,
-    )
-    .join_from(users, domain_settings, domain_settings.c.domain == users.c.domain, isouter=True)
-    .where(users.c.id == bindparam("of_user"))
-    .with_for_update(of=users)
-)
-_MAKERS: Final = {"postgresql": postgresql_insert, "sqlite": sqlite_insert}
-_INSERT_USER: Final = {
-    name: make(users).on_conflict_do_nothing(index_elements=[users.c.id]) for name, make in _MAKERS.items()
-}
-_INSERT_ROW: Final = {
-    name: make(user_sessions).on_conflict_do_nothing(index_elements=[_s.user_id, _s.session_id])
-    for name, make in _MAKERS.items()
-}
 # Of a user who is not active there is no epoch, and nothing is as great as none.
 _ACTIVE_EPOCH: Final = (
     select(users.c.session_epoch)
@@ -180,41 +150,6 @@ async def read_step_ups(
     )
 
 
-async def insert_user_if_absent(
-    connection: AsyncConnection, user_id: str, *, email: str, full_name: str, now_ms: int
-) -> None:
-    """Add a user who is not there yet. Raises `Conflict` when the address belongs to somebody else."""
-    now = instant(now_ms)
-    await connection.execute(
-        _INSERT_USER[connection.dialect.name],
-        {
-            "id": user_id,
-            "email": email,
-            "full_name": full_name,
-            "domain": email.rpartition("@")[2],
-            "created_at": now,
-            "updated_at": now,
-        },
-    )
-
-
-async def lock_user(connection: AsyncConnection, user_id: str) -> tuple[str, int, int, DomainPolicy] | None:
-    """A user's status and epoch, everybody's epoch and the policy of the user's domain; locks the user.
-
-    None when there is no such user. One statement.
-    """
-    found = (await connection.execute(_LOCK_USER, {"of_user": user_id})).first()
-    if found is None:
-        return None
-    policy = DomainPolicy(
-        None if found.session_profile is None else Profile(found.session_profile),
-        found.session_idle_minutes,
-        found.session_absolute_minutes,
-        found.max_sessions,
-    )
-    return found.status, found.session_epoch, found.everybody, policy
-
-
 async def lock_sessions(connection: AsyncConnection, user_id: str) -> None:
     """Lock a user, then the user's active sessions. Two statements.
 
@@ -230,39 +165,6 @@ async def read_rows_of(connection: AsyncConnection, user_id: str) -> list[Row]:
     """The active rows of a user, least recently used first; some of them may have ended by time. No step-ups."""
     found = await connection.execute(_ROWS_OF, {"of_user": user_id})
     return [_row(record, ()) for record in found]
-
-
-async def read_devices(connection: AsyncConnection, user_id: str) -> list[tuple[str | None, str | None]]:
-    """User agent and address of the user's sessions that are still on record, ended ones too; at most 200."""
-    found = await connection.execute(_DEVICES, {"of_user": user_id})
-    return [(record.user_agent, record.ip) for record in found]
-
-
-async def insert_row(connection: AsyncConnection, row: Row) -> bool:
-    """Add a session; whether it was: the part may be taken."""
-    facts = row.facts
-    inserted = await connection.execute(
-        _INSERT_ROW[connection.dialect.name],
-        {
-            "user_id": row.user_id,
-            "session_id": row.part,
-            "profile": facts.profile.value,
-            "epoch": facts.epoch,
-            "global_epoch": facts.global_epoch,
-            "version": row.version,
-            "rt_hash": row.token_hash,
-            "amr": list(facts.amr),
-            "authenticated_at": instant(facts.authenticated_ms),
-            "created_at": instant(facts.created_ms),
-            "last_used_at": instant(row.last_used_ms),
-            "idle_seconds": max(1, facts.idle_ms // 1000),
-            "absolute_expires_at": instant(facts.absolute_ms),
-            "user_agent": facts.user_agent,
-            "ip": facts.ip,
-            "device_label": facts.device,
-        },
-    )
-    return inserted.rowcount == 1
 
 
 async def end_rows(

@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from operator import itemgetter
 from types import TracebackType
 from typing import Final, Self
 
@@ -28,7 +29,7 @@ from counterseal.core.settings import SessionSettings
 from counterseal.database.engine import Database
 from counterseal.database.outbox import OutboxJob
 from counterseal.sessions.access_token import read_access_token
-from counterseal.sessions.backing import Also, AppendAudit, Backing
+from counterseal.sessions.backing import Also, AppendAudit, AppendAudits, AuditDraft, Backing
 from counterseal.sessions.copies import Copies
 from counterseal.sessions.counts import SessionCounts
 from counterseal.sessions.creation import Creation
@@ -41,6 +42,7 @@ from counterseal.sessions.endings import (
 from counterseal.sessions.events import SessionEvent
 from counterseal.sessions.expiry import Expiry
 from counterseal.sessions.identity import is_identifier, session_id_of, split_session_id
+from counterseal.sessions.intake import Intake
 from counterseal.sessions.lifetime import longest_ms
 from counterseal.sessions.lookup import Lookup
 from counterseal.sessions.outage import Outage
@@ -72,12 +74,21 @@ def _nothing(*_: object) -> None:
     return None
 
 
+def _one_by_one(append: AppendAudit) -> AppendAudits:
+    async def append_many(connection: AsyncConnection, drafts: Sequence[AuditDraft]) -> None:
+        for draft in sorted(drafts, key=itemgetter("stream")):
+            await append(connection, **draft)
+
+    return append_many
+
+
 class Sessions:
     """Sessions of all users. Use it as `async with`: some of what it does it does in the background.
 
-    `audit` appends to the audit log, `emit` tells of events, `wake` is called when the outbox has something to relay.
-    Its jobs are `handlers`. Every call that needs the database raises `DatabaseUnavailable` when that is down; every
-    call raises `StoreUnavailable` when Redis alone could tell and does not answer.
+    `audit` appends to the audit log, and `audit_many` several entries at once (else `audit` does). `emit` tells of
+    events, `wake` is called when the outbox has something to relay. Its jobs are `handlers`. Every call that needs the
+    database raises `DatabaseUnavailable` when that is down; every call raises `StoreUnavailable` when Redis alone could
+    tell and does not answer.
     """
 
     def __init__(
@@ -89,6 +100,7 @@ class Sessions:
         keyring: Keyring,
         settings: SessionSettings,
         audit: AppendAudit,
+        audit_many: AppendAudits | None = None,
         emit: Callable[[object], None] = _nothing,
         wake: Callable[[], None] = _nothing,
     ) -> None:
@@ -113,6 +125,7 @@ class Sessions:
             keyring=keyring,
             settings=settings,
             audit=audit,
+            audit_many=audit_many or _one_by_one(audit),
             emit=self._tell,
             wake=wake,
             available=lambda: store.available,
@@ -121,6 +134,7 @@ class Sessions:
         )
         self._endings = Endings(self._backing)
         self._creation = Creation(self._backing, self._endings)
+        self._intake = Intake(self._backing, self._creation)
         self._uses = Uses(database, on_failure=self._backing.database_failed)
         self._lookup = Lookup(self._backing, uses=self._uses)
         self._rotation = Rotation(self._backing, self._endings, self._lookup)
@@ -163,8 +177,8 @@ class Sessions:
         The session's part of the id is `part`, or is made. The policy of the user's domain may shorten it. Who has too
         many sessions loses the least recently used, in the same transaction, in which `also` writes before. `replacing`
         is the id of a session of this user that ends with it, as by a log-out, and is not counted; one of another user
-        ends not. One transaction. One round trip, three when a session has to go, and five when one is replaced and
-        there are too many besides.
+        ends not. One transaction, which log-ins at the same moment share, or two. One round trip, three when a session
+        has to go, and five when one is replaced and there are too many besides.
 
         Raises `DatabaseUnavailable`: there is no log-in without the database. `SessionExists` when the part is taken,
         or was; `UserBlocked`; `Conflict` when the address belongs to another user; `ConfigurationError`.
@@ -180,7 +194,7 @@ class Sessions:
             amr=amr,
             replacing=replacing,
         )
-        return await self._creation.create(login, also)
+        return await self._creation.create(login, also, intake=self._intake.write)
 
     async def get(self, session_id: str, *, fresh: bool = False) -> Session | None:
         """A live session by its id; None for one that has ended, and for an id that is none. Counts as a use.
@@ -402,6 +416,7 @@ class Sessions:
 
         At most one transaction. No round trip.
         """
+        await self._intake.close()
         await self._background.close()
         with suppress(DatabaseError):
             await self._uses.write()
