@@ -2,6 +2,7 @@
 
 import secrets
 import tempfile
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from counterseal.sessions import Created
 from counterseal.web import SessionMiddleware, current_session
 
 _MEMORY = Path("/dev/shm")  # reads never ask the database, so it need not wait for a disk to be filled
+
+_MOST_SESSIONS = 20
 
 
 class _Readers:
@@ -46,7 +49,11 @@ class _Readers:
 @asynccontextmanager
 async def _opened(url: str, folder: Path, postgres_url: str = "") -> AsyncGenerator[Counterseal]:
     """Everything, with as many sessions for each user as there may be, so that none has to make room."""
-    environment = {"REDIS_URL": url, "COUNTERSEAL_SESSION_MAX": "20", "COUNTERSEAL_DATA_DIR": str(folder)}
+    environment = {
+        "REDIS_URL": url,
+        "COUNTERSEAL_SESSION_MAX": str(_MOST_SESSIONS),
+        "COUNTERSEAL_DATA_DIR": str(folder),
+    }
     if postgres_url:
         environment["DATABASE_URL"] = postgres_url
         async with Database(SecretStr(postgres_url), data_dir=folder) as database:
@@ -93,9 +100,13 @@ async def writer(request: Request) -> AsyncGenerator[Writer]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="counterseal-bench-", dir=DISK))
         seal = await stack.enter_async_context(_opened(request.tcp_url, Path(folder), request.postgres_url))
         tokens: dict[str, str] = {}
+        made = Counter[str]()
 
         async def create(user: str) -> None:
-            tokens[user] = (await _create(seal, f"{run}-{user}")).refresh_token
+            # Another user once this one has as many sessions as there may be.
+            name = f"{run}-{user}-{made[user] // _MOST_SESSIONS}"
+            made[user] += 1
+            tokens[user] = (await _create(seal, name)).refresh_token
 
         async def rotate(user: str) -> None:
             rotated = await seal.sessions.rotate(tokens[user])
