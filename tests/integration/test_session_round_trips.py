@@ -175,6 +175,8 @@ CASES = [
     Case(Sessions.rotate, "Redis is behind, reused", 7, lambda h: h.sessions.rotate(h.token), behind_and_stolen),
     Case(Sessions.reissue, "one", 1, lambda h: h.sessions.reissue(h.id)),
     Case(Sessions.reissue, "one with more", 1, lambda h: h.sessions.reissue(h.id, also=nothing_written)),
+    Case(Sessions.renew, "one", 1, lambda h: h.sessions.renew(h.id)),
+    Case(Sessions.renew, "one with more", 1, lambda h: h.sessions.renew(h.id, also=nothing_written)),
     Case(Sessions.revoke, "one", 2, lambda h: h.sessions.revoke(h.id)),
     Case(Sessions.revoke, "again", 1, lambda h: h.sessions.revoke(h.id), ended),
     Case(Sessions.revoke, "nobody's", 2, lambda h: h.sessions.revoke("ada.none2")),

@@ -477,7 +477,9 @@ async def test_a_right_code_begins_the_row_of_wrong_ones_anew(house: House) -> N
 # -- stepping up -------------------------------------------------------------------------------------------------
 
 
-async def test_a_step_up_is_noted_in_its_session_for_its_request_and_gives_new_tokens(house: House) -> None:
+async def test_a_step_up_is_noted_in_its_session_for_its_request_and_gives_a_new_access_token(
+    house: House,
+) -> None:
     user = await enrol(house)
     next_step(house)
     code = code_of(house, user.secret)
@@ -488,7 +490,9 @@ async def test_a_step_up_is_noted_in_its_session_for_its_request_and_gives_new_t
         "r:1",
         "totp",
     )
-    session = await house.sessions.authenticate(made.tokens.access_token)
+    assert made.tokens is None
+    assert made.access_token not in repr(made)
+    session = await house.sessions.authenticate(made.access_token)
     assert session is not None
     assert session.verified(Context.SIGNING) is not None
     sessions, session_id = house.sessions, user.session.session_id

@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.accounts.password import Passwords
-from counterseal.accounts.refused import Refused, too_many_attempts
+from counterseal.accounts.refused import FRESH_LOGIN_NEEDED, SESSION_ENDED, Refused, too_many_attempts
 from counterseal.audit.service import SYSTEM, Audit
 from counterseal.cache.service import Cache
 from counterseal.core.codec import JsonValue
@@ -24,8 +24,12 @@ from counterseal.ratelimit.service import RateLimits
 from counterseal.sessions.address import network_of
 from counterseal.sessions.device import clean_user_agent
 from counterseal.sessions.service import Sessions
+from counterseal.sessions.session import Session
 
 logger = logging.getLogger(__name__)
+
+FRESH_LOGIN: Final = timedelta(minutes=10)
+"""How old a log-in may be for a change of the account."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -68,6 +72,16 @@ class Backing:
     def now(self) -> datetime:
         """The time of the one clock, in UTC."""
         return _EPOCH + timedelta(milliseconds=self.now_ms())
+
+    async def recent(self, session: Session) -> Session | Refused:
+        """A session as the database has it, when it is live and its log-in is at most ten minutes old.
+
+        At most two round trips; one transaction that reads.
+        """
+        current = await self.sessions.get(session.session_id, fresh=True)
+        if current is None:
+            return SESSION_ENDED
+        return FRESH_LOGIN_NEEDED if self.now() - current.authenticated_at > FRESH_LOGIN else current
 
     async def admit(self, limiter: str, identifier: str) -> Decision | Refused:
         """Charge a limiter: what it decided, or the refusal. One round trip; without Redis one transaction.

@@ -42,8 +42,9 @@ class Recovery:
     async def change_password(self, session: Session, *, current: str, new: str) -> LoggedIn | Refused:
         """See `Accounts.change_password`."""
         backing = self._backing
-        if await backing.sessions.get(session.session_id, fresh=True) is None:
-            return SESSION_ENDED
+        recent = await backing.recent(session)
+        if isinstance(recent, Refused):
+            return recent
         async with backing.database.read() as connection:
             account = await find_account(connection, user_id=session.user_id)
         if account is None:
@@ -69,7 +70,8 @@ class Recovery:
         except Lost as lost:
             return lost.refused
         backing.events.emit(PasswordChanged(proved.id, email, by_reset=False))
-        rotated = await backing.sessions.reissue(session.session_id, authenticated=True)
+        # It stays as old a log-in as it was: a password alone must not open what asks for a fresh one.
+        rotated = await backing.sessions.reissue(session.session_id)
         return SESSION_ENDED if rotated is None else LoggedIn(proved.user, rotated.session, rotated.tokens)
 
     async def request_password_reset(self, *, email: str, client: Client) -> None:

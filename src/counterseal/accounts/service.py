@@ -149,10 +149,10 @@ class Accounts:
     async def change_password(self, session: Session, *, current: str, new: str) -> LoggedIn | Refused:
         """Set another password. The user's other sessions end, and this one gets new tokens.
 
-        The current password is asked for, so no fresh log-in is needed; a wrong one counts as at `log_in`.
-        Half-finished log-ins and links to reset the password are worth nothing afterwards. Refused as `session_ended`,
-        `password_too_weak` and as `log_in` refuses. Two transactions and at most three that read; at most eight round
-        trips.
+        The log-in must be at most ten minutes old, and is not renewed by it. The current password is asked for as
+        well; a wrong one counts as at `log_in`. Half-finished log-ins and links to reset the password are worth nothing
+        afterwards. Refused as `session_ended`, `fresh_login_needed`, `password_too_weak` and as `log_in` refuses. Two
+        transactions and at most three that read; at most eight round trips.
         """
         return await self._recovery.change_password(session, current=current, new=new)
 

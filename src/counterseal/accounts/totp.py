@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from counterseal.accounts.backing import Backing
+from counterseal.accounts.backing import Backing, Client
 from counterseal.accounts.refused import Refused
 from counterseal.accounts.totp_config import forget_failures
 from counterseal.accounts.totp_enrolment import BackupCodes, Disabled, Enrolling, Enrolment
@@ -59,15 +59,28 @@ class Totp:
         context: Context,
         request_id: str | None = None,
         address: str | None = None,
+        refresh_token: str | None = None,
+        user_agent: str | None = None,
+        ip: str | None = None,
     ) -> SteppedUp | Refused:
-        """Take a code as `verify`, note in the session what it was shown for, and give it new tokens, all or nothing.
+        """Take a code as `verify`, note in the session what it was shown for, and give it a new access token.
 
-        Only a code that was shown for a request (text of 1 to 128 bytes) authorises its signature. Refused as `verify`,
-        and as `session_ended`. Raises `ConfigurationError` for what can't be a request. At most four round trips; one
-        transaction that reads and one that writes.
+        Only a code that was shown for a request (text of 1 to 128 bytes) authorises its signature, and one for signing
+        alone is no log-in. One for log-in notes `user_agent` and `ip`, from where the session is used from now on.
+        `refresh_token` is that of the session, where the caller has it: then it is replaced as `Sessions.rotate` does,
+        and the answer has the pair. Without it the refresh token stays what it is, so that nobody has a dead one.
+
+        Refused as `verify`, and as `session_ended`. Raises `ConfigurationError` for what can't be a request. At most
+        four round trips, one transaction that reads and one that writes; besides, those of `Sessions.rotate`.
         """
         return await self._verification.step_up(
-            session, code, context=Context(context), request_id=request_id, address=address
+            session,
+            code,
+            context=Context(context),
+            request_id=request_id,
+            address=address,
+            refresh_token=refresh_token,
+            client=Client.of(ip, user_agent),
         )
 
     # -- setting up ----------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,7 +17,6 @@ from counterseal.accounts.backup_codes import (
 )
 from counterseal.accounts.refused import (
     CODE_INVALID,
-    FRESH_LOGIN_NEEDED,
     SESSION_ENDED,
     TOTP_CONTEXT_MISSING,
     TOTP_ENFORCED,
@@ -47,8 +45,6 @@ from counterseal.accounts.totp_verification import (
 )
 from counterseal.core.keyring import Keyring
 from counterseal.sessions.session import Context, Reason, Session, Tokens
-
-FRESH_LOGIN: Final = timedelta(minutes=10)
 
 _PURPOSE: Final = "enrolment"
 
@@ -97,7 +93,7 @@ class Enrolling:
 
     async def set_up(self, session: Session) -> Enrolment | Refused:
         """See `Totp.set_up`."""
-        current = await self._recent(session)
+        current = await self._backing.recent(session)
         if isinstance(current, Refused):
             return current
         backing, secret = self._backing, new_totp_secret()
@@ -118,7 +114,7 @@ class Enrolling:
         """See `Totp.confirm`."""
         if not (login or signing):
             return TOTP_CONTEXT_MISSING
-        current = await self._recent(session)
+        current = await self._backing.recent(session)
         if isinstance(current, Refused):
             return current
         backing, user_id = self._backing, current.user_id
@@ -145,14 +141,15 @@ class Enrolling:
             await backing.note(connection, "mfa.enabled", user_id=user_id, body=body)
 
         try:
-            tokens = await self._change(current, write)
+            # A factor that no log-in asks for makes no log-in with two factors.
+            tokens = await self._change(current, write, amr=with_shown(current.amr) if login else None)
         except Abandoned as abandoned:
             return abandoned.refused
         return BackupCodes(codes, tokens)
 
     async def disable(self, session: Session, code: str) -> Disabled | Refused:
         """See `Totp.disable`."""
-        current = await self._recent(session)
+        current = await self._backing.recent(session)
         if isinstance(current, Refused):
             return current
         backing, user_id = self._backing, current.user_id
@@ -172,7 +169,7 @@ class Enrolling:
                 body = {"by": user_id, "method": candidate.method}
                 await backing.note(connection, "mfa.disabled", user_id=user_id, body=body)
 
-            return Disabled(await self._change(current, write))
+            return Disabled(await self._change(current, write, amr=with_shown(current.amr)))
 
         return await self._verification.with_code(user_id, code, spend, context=Context.LOGIN)
 
@@ -217,15 +214,6 @@ class Enrolling:
         await forget_state(self._backing, user_id)
         return removed == [True]
 
-    async def _recent(self, session: Session) -> Session | Refused:
-        """The session as the database has it, when it is live and its log-in is at most ten minutes old."""
-        current = await self._backing.sessions.get(session.session_id, fresh=True)
-        if current is None:
-            return SESSION_ENDED
-        if self._backing.now() - current.authenticated_at > FRESH_LOGIN:
-            return FRESH_LOGIN_NEEDED
-        return current
-
     async def _first_code(self, user_id: str, code: object) -> tuple[TotpConfig, int] | Refused:
         """What is pending, and the step of the first code of it."""
         async with self._backing.database.read() as connection:
@@ -239,11 +227,15 @@ class Enrolling:
         return CODE_INVALID if step is None else (pending, step)
 
     async def _change(
-        self, session: Session, write: Callable[[AsyncConnection], Awaitable[None]]
+        self,
+        session: Session,
+        write: Callable[[AsyncConnection], Awaitable[None]],
+        *,
+        amr: tuple[str, ...] | None = None,
     ) -> Tokens | None:
         """End the other sessions in the transaction of a change, and give this one new tokens."""
         sessions = self._backing.sessions
         await sessions.revoke_others(session.session_id, reason=Reason.MFA_CHANGE, also=write)
         await forget_state(self._backing, session.user_id)
-        rotated = await sessions.reissue(session.session_id, amr=with_shown(session.amr))
+        rotated = await sessions.reissue(session.session_id, amr=amr)
         return None if rotated is None else rotated.tokens

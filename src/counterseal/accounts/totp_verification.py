@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final, Literal, TypeVar
 from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from counterseal.accounts.backing import Backing
+from counterseal.accounts.backing import Backing, Client
 from counterseal.accounts.backup_codes import (
     count_backup_codes,
     typed_backup_code,
@@ -29,10 +31,14 @@ from counterseal.accounts.totp_config import (
 )
 from counterseal.accounts.totp_guesses import Guesses
 from counterseal.accounts.totp_policy import forget_state
+from counterseal.core.errors import DatabaseError, StoreError
 from counterseal.core.keyring import Keyring
 from counterseal.database.tables import users
 from counterseal.sessions.identity import checked_identifier
+from counterseal.sessions.refresh_token import parse_refresh_token
 from counterseal.sessions.session import Context, Session, StepUp, Tokens
+
+logger = logging.getLogger(__name__)
 
 Method = Literal["totp", "backup_code"]
 
@@ -51,10 +57,16 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class SteppedUp:
-    """A code was right and is noted in its session, which has new tokens."""
+    """A code was right and is noted in its session, which has a new access token.
+
+    `tokens` is a pair where a refresh token of the session came along, and then the access token is of it. None
+    otherwise: then the refresh token is what it was.
+    """
 
     step_up: StepUp
-    tokens: Tokens = field(repr=False)
+    access_token: str = field(repr=False)
+    access_expires_at: datetime
+    tokens: Tokens | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +111,19 @@ class Verification:
         return await self.with_code(user_id, code, spend, context=context, address=address)
 
     async def step_up(
-        self, session: Session, code: str, *, context: Context, request_id: str | None, address: str | None
+        self,
+        session: Session,
+        code: str,
+        *,
+        context: Context,
+        request_id: str | None,
+        address: str | None,
+        refresh_token: str | None,
+        client: Client,
     ) -> SteppedUp | Refused:
         """See `Totp.step_up`."""
         sessions, session_id = self._backing.sessions, session.session_id
+        logs_in = context is not Context.SIGNING
         if request_id is not None:
             checked_identifier("request_id", request_id)  # before the code is used up for nothing
 
@@ -118,8 +139,21 @@ class Verification:
                     raise Abandoned(SESSION_ENDED)
                 noted.append(shown)
 
-            rotated = await sessions.reissue(session_id, amr=with_shown(session.amr), also=write)
-            return SESSION_ENDED if rotated is None else SteppedUp(noted[-1], rotated.tokens)
+            renewed = await sessions.renew(
+                session_id,
+                amr=with_shown(session.amr) if logs_in else None,
+                user_agent=client.user_agent if logs_in else None,
+                ip=client.ip if logs_in else None,
+                also=write,
+            )
+            if renewed is None:
+                return SESSION_ENDED
+            rotated = None if refresh_token is None else await self._rotated(session_id, refresh_token)
+            if isinstance(rotated, Refused):
+                return rotated
+            if rotated is None:
+                return SteppedUp(noted[-1], renewed.access_token, renewed.access_expires_at)
+            return SteppedUp(noted[-1], rotated.access_token, rotated.access_expires_at, rotated)
 
         return await self.with_code(session.user_id, code, spend, context=context, address=address)
 
@@ -193,6 +227,23 @@ class Verification:
             if backup is not None and await self._backing.passwords.verify(kept, backup):
                 return Candidate(config, backup_code=code_id)
         return config
+
+    async def _rotated(self, session_id: str, refresh_token: str) -> Tokens | Refused | None:
+        """The pair for a refresh token of this session; None where it is worth nothing, or nobody can say now.
+
+        The code is used up by then, so only the end of the session is a refusal.
+        """
+        sessions, presented = self._backing.sessions, parse_refresh_token(refresh_token)
+        if presented is None or presented.session_id != session_id:
+            return None
+        try:
+            rotated = await sessions.rotate(refresh_token)
+            if rotated is None:
+                return SESSION_ENDED if await sessions.get(session_id) is None else None
+        except (DatabaseError, StoreError) as error:
+            logger.warning("a refresh token was not replaced at a step-up: %s", error.code)
+            return None
+        return rotated.tokens
 
     async def _wrong(self, config: TotpConfig) -> Refused:
         """Count a wrong code. The hundredth in a row stops the factor, which is audited."""

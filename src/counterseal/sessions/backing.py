@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NotRequired, Protocol, TypedDict
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -79,8 +80,8 @@ class Backing:
         if not self.outage.lasts:
             self.pending.database_failed()
 
-    def tokens(self, session: Session, refresh: RefreshToken) -> Tokens:
-        """The pair for a session: a new access token beside this refresh token. No round trip."""
+    def access_token(self, session: Session) -> tuple[str, datetime]:
+        """A new access token for a session, and when it expires. No round trip."""
         now_ms = self.now_ms()
         facts = session.facts
         access_ms = self.settings.access_ttl.total_seconds() * 1000
@@ -93,8 +94,12 @@ class Backing:
             authenticated_at_ms=facts.authenticated_ms,
             expires_at_ms=expires_ms,
         )
-        access = issue_access_token(claims, self.keyring, now_ms)
-        return Tokens(access, refresh.text, instant(expires_ms), instant(facts.absolute_ms))
+        return issue_access_token(claims, self.keyring, now_ms), instant(expires_ms)
+
+    def tokens(self, session: Session, refresh: RefreshToken) -> Tokens:
+        """The pair for a session: a new access token beside this refresh token. No round trip."""
+        access, expires_at = self.access_token(session)
+        return Tokens(access, refresh.text, expires_at, session.expires_at)
 
 
 def account_stream(user_id: str) -> str:

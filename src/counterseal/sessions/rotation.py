@@ -8,15 +8,13 @@ behind it after an outage or ahead of it after a crash.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.core.errors import DatabaseError, DatabaseUnavailable, StoreUnavailable
-from counterseal.sessions.admission import lock_users
-from counterseal.sessions.backing import Also, Backing, account_stream
+from counterseal.sessions.backing import Backing, account_stream
 from counterseal.sessions.copies import Ended, Presented, Turn
 from counterseal.sessions.endings import Endings
 from counterseal.sessions.events import SessionReuseDetected, SessionRotated
@@ -30,7 +28,7 @@ from counterseal.sessions.refresh_token import (
     was_issued,
 )
 from counterseal.sessions.row import Row
-from counterseal.sessions.rows import read_row, renew_log_in, replace_token
+from counterseal.sessions.rows import read_row, replace_token
 from counterseal.sessions.session import Reason, Rotated, Session
 
 _ROUNDS: Final = 4
@@ -70,51 +68,6 @@ class Rotation:
             if backing.pending.unsettled:
                 raise StoreUnavailable(str(unavailable)) from unavailable
         return await self._by_record(presented, successor, sealed)
-
-    async def reissue(
-        self, user_id: str, part: str, *, amr: tuple[str, ...] | None, authenticated: bool, also: Also | None
-    ) -> Rotated | None:
-        """A new pair without a token, for a session that is known to be its caller's."""
-        backing = self._backing
-        refresh = new_refresh_token(user_id, part, backing.keyring)
-        try:
-            async with backing.database.begin() as connection:
-                if also is not None:
-                    await lock_users(connection, [user_id])  # before the row, as everybody does
-                now_ms = backing.now_ms()
-                row = await read_row(connection, user_id, part, now_ms=now_ms, lock=True)
-                if row is None or row.has_ended(now_ms):
-                    return None
-                if also is not None:
-                    await also(connection)
-                if authenticated or amr is not None:
-                    await renew_log_in(
-                        connection,
-                        user_id,
-                        part,
-                        amr=row.facts.amr if amr is None else amr,
-                        authenticated_ms=now_ms if authenticated else row.facts.authenticated_ms,
-                    )
-                replaced = await replace_token(
-                    connection,
-                    user_id,
-                    part,
-                    old=row.token_hash,
-                    new=refresh.hash,
-                    successor=None,
-                    rotated_ms=now_ms,
-                )
-                if replaced is None:
-                    return None
-                row = await read_row(connection, user_id, part, now_ms=now_ms)
-                await self._note_rotation(connection, user_id, part)
-        except DatabaseUnavailable:
-            backing.database_failed()
-            raise
-        if row is None:
-            return None
-        session = await self._filled(row, now_ms)
-        return None if session is None else self._rotated(session, refresh, first=True)
 
     # -- with Redis ----------------------------------------------------------------------------------------------
 
@@ -167,7 +120,12 @@ class Rotation:
             return None
         if row.token_hash != successor.hash:
             return await self._repaired(row, now_ms, answer)
-        return self._rotated(session, successor, first=answer.turn is Turn.ROTATED)
+        if row.version > session.version:  # it was renewed at the same moment
+            filled = await backing.copies.fill(row, now_ms=now_ms, last_used_ms=now_ms, checked_ms=now_ms)
+            if isinstance(filled, Ended):
+                return None
+            session = row.session(last_used_ms=now_ms, checked_ms=now_ms)
+        return answer_with(backing, session, successor, first=answer.turn is Turn.ROTATED)
 
     async def _confirmed(
         self, presented: RefreshToken, successor: RefreshToken, answer: Presented
@@ -185,7 +143,7 @@ class Rotation:
                 rotated_ms=answer.rotated_ms,
             )
             if version is not None:
-                await self._note_rotation(connection, user_id, part)
+                await note_rotation(self._backing, connection, user_id, part)
             return await read_row(connection, user_id, part, now_ms=self._backing.now_ms())
 
     async def _without_record(
@@ -208,7 +166,7 @@ class Rotation:
                 answer.rotated_ms,
             )
         )
-        return self._rotated(session, successor, first=answer.turn is Turn.ROTATED)
+        return answer_with(self._backing, session, successor, first=answer.turn is Turn.ROTATED)
 
     async def _mismatch(
         self, presented: RefreshToken, answer: Presented, now_ms: int
@@ -262,7 +220,7 @@ class Rotation:
                         successor=sealed,
                         rotated_ms=now_ms,
                     )
-                    await self._note_rotation(connection, user_id, part)
+                    await note_rotation(backing, connection, user_id, part)
                     row = await read_row(connection, user_id, part, now_ms=now_ms)
                     known = successor
                 else:
@@ -273,7 +231,7 @@ class Rotation:
         if known is None or row is None:
             return await self._refuse(presented, now_ms)
         session = row.session(last_used_ms=now_ms, checked_ms=now_ms)
-        return self._rotated(session, known, first=known is successor)
+        return answer_with(backing, session, known, first=known is successor)
 
     async def _refuse(self, presented: RefreshToken, now_ms: int) -> None:
         """A token that is not good. End its session if it was one once: confirmed with the row locked."""
@@ -324,26 +282,19 @@ class Rotation:
             self._backing.database_failed()
             raise
 
-    async def _note_rotation(self, connection: AsyncConnection, user_id: str, part: str) -> None:
-        await self._backing.audit(
-            connection,
-            stream=account_stream(user_id),
-            action="session.rotated",
-            body={"session": part},
-        )
 
-    async def _filled(self, row: Row, now_ms: int) -> Session | None:
-        """Have Redis know what the database has decided; None when it knows that the session has ended."""
-        if not self._backing.outage.lasts:
-            with suppress(StoreUnavailable):
-                filled = await self._backing.copies.fill(
-                    row, now_ms=now_ms, last_used_ms=now_ms, checked_ms=now_ms
-                )
-                if isinstance(filled, Ended):
-                    return None
-        return row.session(last_used_ms=now_ms, checked_ms=now_ms)
+async def note_rotation(backing: Backing, connection: AsyncConnection, user_id: str, part: str) -> None:
+    """Append a rotation to the audit log, in the caller's transaction."""
+    await backing.audit(
+        connection,
+        stream=account_stream(user_id),
+        action="session.rotated",
+        body={"session": part},
+    )
 
-    def _rotated(self, session: Session, refresh: RefreshToken, *, first: bool) -> Rotated:
-        if first:
-            self._backing.emit(SessionRotated(session.session_id, session.user_id))
-        return Rotated(session, self._backing.tokens(session, refresh))
+
+def answer_with(backing: Backing, session: Session, refresh: RefreshToken, *, first: bool) -> Rotated:
+    """The answer with a pair of tokens. Whoever is `first` to get this refresh token tells of it."""
+    if first:
+        backing.emit(SessionRotated(session.session_id, session.user_id))
+    return Rotated(session, backing.tokens(session, refresh))

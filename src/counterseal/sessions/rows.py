@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import (
     and_,
     bindparam,
+    case,
     delete,
     func,
     literal_column,
@@ -27,6 +28,7 @@ from counterseal.database.tables import (
     user_sessions,
     users,
 )
+from counterseal.sessions.device import device_name
 from counterseal.sessions.row import Row
 from counterseal.sessions.session import Context, Facts, Profile, Reason, StepUp, instant
 
@@ -148,6 +150,11 @@ async def read_step_ups(
         StepUp(Context(record.context), record.request_id, record.method, milliseconds(record.verified_at))
         for record in found
     )
+
+
+async def hold_user(connection: AsyncConnection, user_id: str) -> None:
+    """Lock a user, before any of the user's sessions is locked. One statement."""
+    await connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True))
 
 
 async def lock_sessions(connection: AsyncConnection, user_id: str) -> None:
@@ -280,20 +287,43 @@ async def catch_up_token(
     successor: bytes | None,
     rotated_ms: int,
 ) -> bool:
-    """Write a rotation that was accepted while the database was down, unless the row is as new; whether it was."""
+    """Write a rotation that was accepted while the database was down, unless the row is as new; whether it was.
+
+    A row that still has the token is not: its session was renewed since.
+    """
     written = await connection.execute(
         update(user_sessions)
-        .where(_is(user_id, part), _ACTIVE, _s.version < version)
+        .where(_is(user_id, part), _ACTIVE, or_(_s.version < version, _s.rt_hash == old))
         .values(
             rt_hash=new,
             rt_prev_hash=old,
             rt_rotated_at=instant(rotated_ms),
             rt_successor=successor,
             last_used_at=instant(rotated_ms),
-            version=version,
+            version=case((_s.version < version, version), else_=_s.version + 1),
         )
     )
     return written.rowcount > 0
+
+
+async def renew_row(
+    connection: AsyncConnection,
+    user_id: str,
+    part: str,
+    *,
+    amr: Sequence[str] | None,
+    user_agent: str | None,
+    ip: str | None,
+) -> None:
+    """Note what is known anew of an active session, and raise its version; its tokens stay. None leaves as it is."""
+    values: dict[str, Any] = {"version": _s.version + 1}
+    if amr is not None:
+        values["amr"] = list(amr)
+    if user_agent is not None:
+        values |= {"user_agent": user_agent, "device_label": device_name(user_agent)}
+    if ip is not None:
+        values["ip"] = ip
+    await connection.execute(update(user_sessions).where(_is(user_id, part), _ACTIVE).values(**values))
 
 
 async def renew_log_in(

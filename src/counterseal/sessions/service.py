@@ -48,6 +48,7 @@ from counterseal.sessions.lookup import Lookup
 from counterseal.sessions.outage import Outage
 from counterseal.sessions.pending import Entry, Pending
 from counterseal.sessions.refresh_token import parse_refresh_token
+from counterseal.sessions.renewal import Renewal
 from counterseal.sessions.rotation import Rotation
 from counterseal.sessions.rows import read_rows_of
 from counterseal.sessions.session import (
@@ -56,6 +57,7 @@ from counterseal.sessions.session import (
     Device,
     Profile,
     Reason,
+    Renewed,
     Revocation,
     Rotated,
     Session,
@@ -138,6 +140,7 @@ class Sessions:
         self._uses = Uses(database, on_failure=self._backing.database_failed)
         self._lookup = Lookup(self._backing, uses=self._uses)
         self._rotation = Rotation(self._backing, self._endings, self._lookup)
+        self._renewal = Renewal(self._backing)
         self._step_ups = StepUps(self._backing)
         self._expiry = Expiry(self._backing, self._endings)
         self._background = Background()
@@ -230,6 +233,27 @@ class Sessions:
         presented = parse_refresh_token(refresh_token)
         return None if presented is None else await self._rotation.rotate(presented)
 
+    async def renew(
+        self,
+        session_id: str,
+        *,
+        amr: Sequence[str] | None = None,
+        user_agent: str | None = None,
+        ip: str | None = None,
+        also: Also | None = None,
+    ) -> Renewed | None:
+        """A new access token for a session that its caller has authenticated otherwise; None when it has ended.
+
+        The refresh token stays what it is: an answer that is lost harms nobody, and a refresh at the same moment
+        neither. `amr` says how the user has logged in meanwhile, `user_agent` and `ip` from where the session is used
+        from now on; what is None stays. `also` writes in the same transaction. One transaction and one round trip.
+        """
+        ids = split_session_id(session_id)
+        if ids is None:
+            return None
+        known = None if amr is None else tuple(amr)
+        return await self._renewal.renew(*ids, amr=known, user_agent=user_agent, ip=ip, also=also)
+
     async def reissue(
         self,
         session_id: str,
@@ -240,13 +264,14 @@ class Sessions:
     ) -> Rotated | None:
         """A new pair for a session that its caller has authenticated otherwise; None when it has ended.
 
-        The refresh token before it is good for nothing from now on. `amr` says how the user has logged in meanwhile,
-        `authenticated` that it was now; `also` writes in the same transaction. One transaction and one round trip.
+        The refresh token before it is good for nothing from now on, as after a change of the password: who does not
+        want that asks `renew`. `amr` says how the user has logged in meanwhile, `authenticated` that it was now; `also`
+        writes in the same transaction. One transaction and one round trip.
         """
         ids = split_session_id(session_id)
         if ids is None:
             return None
-        return await self._rotation.reissue(
+        return await self._renewal.reissue(
             *ids, amr=None if amr is None else tuple(amr), authenticated=authenticated, also=also
         )
 

@@ -207,6 +207,19 @@ class Rotated:
 
 
 @dataclass(frozen=True, slots=True)
+class Renewed:
+    """A session with a new access token; its refresh token is what it was."""
+
+    session: Session
+    access_token: str = field(repr=False)
+    access_expires_at: datetime
+
+    @property
+    def session_id(self) -> str:
+        return self.session.session_id
+
+
+@dataclass(frozen=True, slots=True)
 class Revocation:
     """What a revocation has done. It is true when there was something to end."""
 

@@ -8,17 +8,18 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from counterseal.accounts.user import User
+from counterseal.sessions.identity import is_identifier
 
 
-def _printable(text: str) -> str:
-    if text.isprintable():
+def _identifier(text: str) -> str:
+    if text.isprintable() and is_identifier(text):
         return text
-    raise ValueError("expected text without control characters")
+    raise ValueError("expected 1 to 128 bytes of UTF-8 without control characters")
 
 
 Address = Annotated[str, Field(max_length=320)]
 Name = Annotated[str, Field(max_length=400)]
-RequestId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+RequestId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_identifier)]
 Password = Annotated[SecretStr, Field(max_length=1024)]
 """Room for more than is taken: what may be an address, a name or a password, `accounts` says."""
 Code = Annotated[SecretStr, Field(min_length=1, max_length=64)]
@@ -77,11 +78,15 @@ class Confirmation(_Taken):
 
 
 class Verification(_Taken):
-    """A code shown within a session. For a signature `request_id` names what is to be signed."""
+    """A code shown within a session. For a signature `request_id` names what is to be signed.
+
+    `refresh_token` is of a program that keeps its tokens by itself, and wants both replaced.
+    """
 
     code: Code
     context: Literal["login", "signing", "both"]
     request_id: RequestId | None = None
+    refresh_token: SecretStr | None = None
 
     @model_validator(mode="after")
     def _names_what_is_signed(self) -> Self:
@@ -141,6 +146,15 @@ class TokensBody(_Given):
     refresh_token: str = Field(repr=False)
     access_expires_at: datetime
     refresh_expires_at: datetime
+
+
+class NewAccessBody(_Given):
+    """A new access token. `refresh_token` is null where the one that the client has stays what it is."""
+
+    access_token: str = Field(repr=False)
+    refresh_token: str | None = Field(repr=False)
+    access_expires_at: datetime
+    refresh_expires_at: datetime | None
 
 
 class LoggedInBody(_Given):
@@ -240,10 +254,10 @@ class BackupCodesBody(_Given):
 
 
 class StepUpBody(_Given):
-    """A second factor that was shown. `tokens` is null where they are in cookies, or the session ended meanwhile."""
+    """A second factor that was shown. `tokens` is null where they are in cookies."""
 
     context: str
     request_id: str | None
     method: str
     verified_at: datetime
-    tokens: TokensBody | None
+    tokens: NewAccessBody | None

@@ -8,9 +8,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 
+from counterseal.accounts.totp_verification import SteppedUp
 from counterseal.app import Counterseal
 from counterseal.sessions.session import Tokens
-from counterseal.web.auth.bodies import TokensBody
+from counterseal.web.auth.bodies import NewAccessBody, TokensBody
 from counterseal.web.cookies import access_cookie, cleared_cookies, refresh_cookie
 
 
@@ -40,6 +41,24 @@ class Delivery:
             access_cookie(tokens.access_token),
             refresh_cookie(tokens.refresh_token, left, below=_mounted_at(request)),
         )
+        return None
+
+    def give_stepped_up(
+        self, made: SteppedUp, request: Request, response: Response, *, in_body: bool
+    ) -> NewAccessBody | None:
+        """As `give`, of a step-up, which has a refresh token only where one came along."""
+        pair = made.tokens
+        if in_body:
+            return NewAccessBody(
+                access_token=made.access_token,
+                refresh_token=None if pair is None else pair.refresh_token,
+                access_expires_at=made.access_expires_at,
+                refresh_expires_at=None if pair is None else pair.refresh_expires_at,
+            )
+        if pair is not None:
+            self.give(pair, request, response, in_body=False)
+        else:
+            set_cookies(response, access_cookie(made.access_token))
         return None
 
 

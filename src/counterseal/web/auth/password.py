@@ -17,7 +17,7 @@ from counterseal.web.auth.route import auth_router
 from counterseal.web.caller import Carrier, caller_of
 from counterseal.web.client import client_of
 from counterseal.web.problems import Problem
-from counterseal.web.sessions import fresh_session
+from counterseal.web.sessions import fresh_session, recent_login
 
 
 def password_routes(seal: Counterseal) -> APIRouter:
@@ -35,11 +35,14 @@ def password_routes(seal: Counterseal) -> APIRouter:
     @router.post("/password")
     async def change_password(
         body: PasswordChange,
-        session: Annotated[Session, Depends(fresh_session)],
+        session: Annotated[Session, Depends(recent_login)],
         request: Request,
         response: Response,
     ) -> RenewedBody:
-        """Replace the password. Every other session of the user ends, and this one gets new tokens."""
+        """Replace the password. Needs a log-in of the last 10 minutes, which it does not renew.
+
+        Every other session of the user ends, and this one gets new tokens.
+        """
         made = unless_refused(
             await accounts.change_password(
                 session,
@@ -56,10 +59,7 @@ def password_routes(seal: Counterseal) -> APIRouter:
     @router.post("/password/forgot", status_code=HTTPStatus.ACCEPTED)
     async def forgot_password(body: Forgotten) -> Response:
         """Have a link sent, if there is an account; the answer is the same if there is none. 503 `mail_unavailable`."""
-        if not seal.events.heard(PasswordResetRequested):
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE, "mail_unavailable", "Mails can't be sent from here."
-            )
+        check_mail(PasswordResetRequested)
         await accounts.request_password_reset(email=body.email)
         return Response(status_code=HTTPStatus.ACCEPTED)
 

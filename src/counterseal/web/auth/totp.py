@@ -26,6 +26,7 @@ from counterseal.web.auth.refusal import unless_refused
 from counterseal.web.auth.route import auth_router
 from counterseal.web.caller import Carrier, caller_of
 from counterseal.web.client import client_of
+from counterseal.web.cookies import REFRESH, read_cookie
 from counterseal.web.sessions import anywhere_session, fresh_session, recent_login
 
 Fresh = Annotated[Session, Depends(fresh_session)]
@@ -78,15 +79,28 @@ def totp_routes(seal: Counterseal) -> APIRouter:
     async def verify(
         body: Verification, session: Anywhere, request: Request, response: Response
     ) -> StepUpBody:
-        """Show a code within this session, for what needs one. The session gets new tokens. 400 `code_invalid`."""
-        ip = client_of(request, seal.settings.web).ip
+        """Show a code within this session, for what needs one. 400 `code_invalid`.
+
+        The session gets a new access token, and a new refresh token where its own came along: in the cookie, or in the
+        body with `Authorization: Bearer`.
+        """
+        client = client_of(request, seal.settings.web)
+        in_body = caller_of(request.scope).carrier is Carrier.BEARER
+        held = body.refresh_token
+        if in_body:
+            refresh_token = None if held is None else held.get_secret_value()
+        else:
+            refresh_token = read_cookie(request.scope["headers"], REFRESH)
         made = unless_refused(
             await totp.step_up(
                 session,
                 body.code.get_secret_value(),
                 context=Context(body.context),
                 request_id=body.request_id,
-                address=None if ip is None else limited_as(ip),
+                address=None if client.ip is None else limited_as(client.ip),
+                refresh_token=refresh_token,
+                user_agent=client.user_agent,
+                ip=client.ip,
             )
         )
         shown = made.step_up
@@ -95,7 +109,7 @@ def totp_routes(seal: Counterseal) -> APIRouter:
             request_id=shown.request_id,
             method=shown.method,
             verified_at=shown.verified_at,
-            tokens=given(made.tokens, request, response),
+            tokens=delivery.give_stepped_up(made, request, response, in_body=in_body),
         )
 
     @router.post("/disable")
