@@ -39,6 +39,7 @@ def refused(ended: subprocess.CompletedProcess[str], *words: str) -> list[str]:
         f"redis://:{SECRET}@",
         SECRET,
     ],
+    ids=["another scheme", "no number as the port", "too high a port", "no host", "no URL"],
 )
 def test_a_malformed_url_is_one_sentence_that_names_its_setting(url: str, tmp_path: Path) -> None:
     sentences = refused(

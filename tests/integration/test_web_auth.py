@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pyotp
@@ -953,6 +955,29 @@ async def test_a_malformed_request_is_refused_and_none_of_it_repeated(
     for text in (answer.text, caplog.text):
         assert "hunter2" not in text
         assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\xfd", gzip.compress(b'{"email": "x"}', mtime=0), b"[" * 16_000]
+)
+async def test_a_body_that_is_no_json_is_told_so(site: Site, content: bytes) -> None:
+    answer = await site.browser().post(
+        "/api/auth/log-in", content=content, headers={"Content-Type": "application/json"}
+    )
+    (fault,) = problem(answer, 422, "request_invalid")["faults"]
+    assert fault["path"] == "body"
+    assert "JSON" in fault["expected"]
+
+
+async def test_a_session_of_any_user_is_ended_by_its_id_encoded_as_text(site: Site) -> None:
+    user = "auth0|7.x@y/z é"
+    made = [await site.seal.sessions.create(user_id=user, email="seven@example.com") for _ in range(2)]
+    program = site.program(token=made[0].access_token)
+    path = f"/api/auth/sessions/{quote(made[1].session_id, safe='')}"
+    assert "%25" in path
+    problem(await program.delete(f"/api/auth/sessions/{made[1].session_id}"), 404, "not_found")
+    assert (await program.delete(path)).status_code == 204
+    assert await site.seal.sessions.get(made[1].session_id) is None
 
 
 async def test_a_long_body_is_refused_before_it_is_read(site: Site) -> None:
