@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pyotp
 import pytest
 from fastapi import Depends, WebSocket
 
@@ -14,6 +16,7 @@ from counterseal.web.sessions import current_session, optional_session, require_
 from support.databases import Databases
 from support.servers import Server
 from support.site import PASSWORD, Client, Site, problem, site_on
+from support.stores import travel
 
 ALICE = "alice@example.com"
 SAFARI = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 Version/18.6 Safari/605.1.15"
@@ -42,6 +45,18 @@ async def signed_up(site: Site) -> Client:
     client = site.browser(peer=HERE)
     await client.sign_up(ALICE)
     return client
+
+
+async def enrol(site: Site, client: Client) -> pyotp.TOTP:
+    authenticator = pyotp.TOTP((await client.post("/api/auth/totp/set-up")).json()["secret"])
+    confirmed = await client.post("/api/auth/totp/confirm", json={"code": code_of(site, authenticator)})
+    assert confirmed.status_code == 200, confirmed.text
+    travel(site.seal.store, timedelta(seconds=31))  # a code is good once
+    return authenticator
+
+
+def code_of(site: Site, authenticator: pyotp.TOTP) -> str:
+    return authenticator.at(site.seal.store.now_ms() // 1000)
 
 
 CHANGES: list[tuple[str, str, Any]] = [
@@ -141,6 +156,21 @@ async def test_the_address_is_the_one_that_the_proxies_vouch_for(valkey: Server,
         problem(await moved.post("/api/auth/sessions/revoke-others"), 403, "device_changed")
         moved.headers["X-Forwarded-For"] = f"{ELSEWHERE}, {NEARBY}"
         assert (await moved.post("/api/auth/sessions/revoke-others")).status_code == 200
+
+
+async def test_a_code_makes_the_new_device_known(site: Site) -> None:
+    client = await signed_up(site)
+    authenticator = await enrol(site, client)
+    moved = with_tokens_of(site, client, peer=ELSEWHERE, user_agent=SAFARI)
+    problem(await moved.get("/api/auth/totp"), 403, "device_changed")
+    wrong = {"code": f"{(int(code_of(site, authenticator)) + 314_159) % 1_000_000:06}", "context": "login"}
+    problem(await moved.post("/api/auth/totp/verify", json=wrong), 400, "code_invalid")
+    problem(await moved.post("/api/auth/sessions/revoke-others"), 403, "device_changed")
+    right = {"code": code_of(site, authenticator), "context": "login"}
+    shown = await moved.post("/api/auth/totp/verify", json=right)
+    assert shown.status_code == 200, shown.text
+    assert (await moved.get("/api/auth/totp")).status_code == 200
+    assert (await moved.post("/api/auth/sessions/revoke-others")).status_code == 200
 
 
 async def test_the_ways_out_stay_open(site: Site) -> None:

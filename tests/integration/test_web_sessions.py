@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi import APIRouter, Body, Depends, FastAPI, WebSocket
 from pydantic import SecretStr
 from sqlalchemy import update
 from starlette.applications import Starlette
@@ -27,7 +27,7 @@ from counterseal.core.errors import ConfigurationError
 from counterseal.core.keyring import Keyring
 from counterseal.database.tables import user_sessions
 from counterseal.sessions.access_token import AccessClaims, issue_access_token
-from counterseal.sessions.session import Created, Session
+from counterseal.sessions.session import Context, Created, Session
 from counterseal.web import (
     RateLimitMiddleware,
     ResponseCache,
@@ -132,6 +132,7 @@ async def ask(
     fields: list[tuple[str, str]] | None = None,
     bearer: str | None = None,
     cookie: str | None = None,
+    content: bytes = b"",
 ) -> httpx.Response:
     """Ask with these header fields, as they are, and no others of a browser."""
     lines = list(fields or [])
@@ -142,7 +143,10 @@ async def ask(
     transport = httpx.ASGITransport(app or site.app, raise_app_exceptions=False, client=("203.0.113.5", 1))
     async with httpx.AsyncClient(transport=transport, base_url=BASE, timeout=30) as client:
         return await client.request(
-            method, path, headers=[(name.encode(), value.encode("latin-1")) for name, value in lines]
+            method,
+            path,
+            headers=[(name.encode(), value.encode("latin-1")) for name, value in lines],
+            content=content,
         )
 
 
@@ -392,6 +396,26 @@ async def test_a_code_signs_one_request_once_within_five_minutes(site: Site) -> 
     await sessions.set_totp_verified(live.session_id, "signing", "7")
     travel(site.seal.store, timedelta(seconds=301))
     problem(await sign(), 403, "totp_required")
+
+
+async def test_a_body_that_is_refused_costs_no_code_that_is_only_looked_at(site: Site) -> None:
+    @site.app.post("/api/requests/{request_id}/sign-here")
+    async def sign_here(
+        request_id: str,
+        page: Annotated[int, Body(embed=True)],
+        session: Annotated[Session, Depends(require_totp("signing", consume=False))],
+    ) -> None:
+        used = await site.seal.sessions.require_step_up(session.session_id, Context.SIGNING, request_id)
+        assert used is not None
+
+    live = await made(site, amr=("pwd", "otp"))
+    await site.seal.sessions.set_totp_verified(live.session_id, "signing", "7")
+    path = "/api/requests/7/sign-here"
+    assert (await ask(site, path, method="POST", bearer=live.access_token)).status_code == 422
+    fields = [("Content-Type", "application/json")]
+    options = {"method": "POST", "bearer": live.access_token, "fields": fields, "content": b'{"page": 1}'}
+    assert (await ask(site, path, **options)).status_code == 200
+    problem(await ask(site, path, **options), 403, "totp_required")
 
 
 async def test_a_code_for_log_in_or_for_no_request_signs_nothing(site: Site) -> None:

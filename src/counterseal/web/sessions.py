@@ -8,7 +8,7 @@
     async def documents(session: Annotated[Session, Depends(current_session)]): ...
 
     @app.post("/api/requests/{request_id}/sign")
-    async def sign(session: Annotated[Session, Depends(require_totp("signing"))]): ...
+    async def sign(session: Annotated[Session, Depends(require_totp("signing", consume=False))]): ...
 
 Starlette has no dependencies: there a route calls them, `session = await current_session(request)`. They work for a
 WebSocket too, before it is accepted.
@@ -142,13 +142,14 @@ def logged_in_lately(connection: HTTPConnection, session: Session) -> bool:
 def require_totp(
     context: Context | str, *, request_id: OfConnection | None = None, consume: bool = True
 ) -> Callable[[HTTPConnection], Awaitable[Session]]:
-    """A dependency that lets only those pass who have shown a second factor: `Depends(require_totp("signing"))`.
+    """A dependency that lets only those pass who have shown a second factor: `Depends(require_totp("login"))`.
 
     - `"login"`: the session began with one, or one was shown in it since. At most one round trip.
     - `"signing"`: one was shown in this session for this request, at most 5 minutes ago. The request is the path
       parameter `request_id`, or what the argument of that name says of the connection; never a header, which could
-      name another one than is signed. The code is used up, so a route that fails afterwards needs another. With
-      `consume=False` it is only looked at, and the route uses it up in its own transaction:
+      name another one than is signed. The code is used up, so a route that fails afterwards needs another, and so
+      does one whose body is refused: FastAPI runs dependencies before it judges that. Prefer `consume=False`: the code
+      is only looked at, and the route uses it up in its own transaction:
       `seal.sessions.require_step_up(..., within=connection)`.
 
     Raises the problem 403 `totp_required`, 401 and 503 as `fresh_session`; `ConfigurationError` for another context.
