@@ -47,15 +47,16 @@ def part(made: Created) -> str:
 
 def refuse(app: Process) -> Callable[[], None]:
     """Let every append fail; gives what makes it right again."""
-    good = app.sessions._backing.audit
+    backing = app.sessions._backing
+    good, good_many = backing.audit, backing.audit_many
 
     async def fail(*_: Any, **__: Any) -> None:
         raise LogFullError
 
-    app.sessions._backing.audit = fail  # type: ignore[assignment]
+    backing.audit = backing.audit_many = fail  # type: ignore[assignment]
 
     def mend() -> None:
-        app.sessions._backing.audit = good
+        backing.audit, backing.audit_many = good, good_many
 
     return mend
 

@@ -158,7 +158,12 @@ Index(
     postgresql_where=text("state = 'revoked'"),
     sqlite_where=text("state = 'revoked'"),
 )
-Index(None, user_sessions.c.absolute_expires_at)
+Index(
+    None,
+    user_sessions.c.absolute_expires_at,
+    postgresql_where=text("state = 'active'"),
+    sqlite_where=text("state = 'active'"),
+)
 
 session_step_ups: Final = Table(
     named("session_step_ups"),
@@ -182,8 +187,6 @@ Index(
     session_step_ups.c.user_id,
     session_step_ups.c.session_id,
     session_step_ups.c.request_id,
-    postgresql_where=text("consumed_at IS NULL"),
-    sqlite_where=text("consumed_at IS NULL"),
 )
 
 totp_configs: Final = Table(
@@ -277,6 +280,8 @@ domain_settings: Final = Table(
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     Column("updated_at", Ts, nullable=False),
     one_of("session_profile", "standard", "aal2"),
+    CheckConstraint("session_idle_minutes >= 1", name="session_idle_minutes"),
+    CheckConstraint("session_absolute_minutes >= 1", name="session_absolute_minutes"),
     CheckConstraint("max_sessions BETWEEN 1 AND 20", name="max_sessions"),
     CheckConstraint("default_expiry_days BETWEEN 1 AND 365", name="default_expiry_days"),
     CheckConstraint("retention_days BETWEEN 2555 AND 3650", name="retention_days"),

@@ -29,13 +29,10 @@ from counterseal.sessions.pending import (
 from counterseal.sessions.rows import (
     catch_up_token,
     end_rows,
-    epochs_of,
     has_row,
     lock_sessions,
     raise_epoch,
     raise_everybody,
-    read_everybody,
-    revoked_since,
 )
 from counterseal.sessions.session import Reason, Revocation
 
@@ -101,12 +98,6 @@ class Endings:
         if ended:
             await self._leave_tombstones(connection, user_id, ended)
         return ended
-
-    async def expire(
-        self, connection: AsyncConnection, user_id: str, parts: Sequence[str], at_ms: int
-    ) -> list[str]:
-        """Mark what has ended by time. Redis knows by itself."""
-        return await self._end(connection, user_id, Reason.EXPIRED, at_ms, parts=parts)
 
     async def after(self, user_id: str, parts: Sequence[str], reason: Reason) -> None:
         """What follows the commit of `end_in`: tombstones at once, and everybody is told."""
@@ -207,22 +198,6 @@ class Endings:
 
     # -- what was left for later ---------------------------------------------------------------------------------
 
-    async def replay(self, since_ms: int) -> None:
-        """Write to Redis what was revoked since then, whether or not it has been written before."""
-        backing = self._backing
-        async with backing.database.read() as connection:
-            revoked = await revoked_since(connection, since_ms)
-            by_user: dict[str, list[str]] = {}
-            for user_id, part in revoked:
-                by_user.setdefault(user_id, []).append(part)
-            epochs = await epochs_of(connection, list(by_user)) if by_user else {}
-            everybody = await read_everybody(connection)
-        if everybody:
-            await backing.copies.raise_global(everybody, backing.now_ms())
-        for user_id, parts in by_user.items():
-            await backing.copies.revoke_user(user_id, Which.FORMER, at_least=epochs.get(user_id, 0))
-            await backing.copies.revoke(user_id, parts)
-
     async def relay_tombstones(self, job: OutboxJob) -> None:
         """The job of the outbox that leaves tombstones."""
         told = msgspec.convert(job.payload, _Tombstones)
@@ -246,6 +221,7 @@ class Endings:
         What it ends gets its tombstone once more, by the outbox: Redis may have lost the first one meanwhile.
         """
         async with self._backing.database.begin() as connection:
+            await lock_sessions(connection, *{entry.user_id for entry in entries})
             for entry in sorted(entries, key=lambda entry: (entry.user_id, entry.at_ms)):
                 await self._apply(connection, entry)
         self._backing.wake()

@@ -8,13 +8,14 @@ from typing import Final
 from counterseal.core.errors import DatabaseError, StoreError, StoreUnavailable
 from counterseal.sessions.backing import Backing
 from counterseal.sessions.copies import Ended, Place
+from counterseal.sessions.outage import PATIENCE_S
 from counterseal.sessions.row import Row
 from counterseal.sessions.rows import read_everybody, read_row
 from counterseal.sessions.session import Session
-from counterseal.sessions.uses import Uses
+from counterseal.sessions.uses import Uses, note_every_ms
 
 CHECK_EVERY_MS: Final = 60_000
-"""How long a copy answers alone; and how often a use is noted at most."""
+"""How long a copy answers alone."""
 
 STALE_FOR_MS: Final = 300_000
 """How long a copy answers while the database is down."""
@@ -41,42 +42,44 @@ class Lookup:
         if place is None:
             return None
         now_ms = self._now_ms()
-        try:
-            if self._outage.lasts:
+        if self._outage.lasts:
+            try:
                 await self.trust()
+            except StoreUnavailable as unavailable:
+                return await self._alone(place, now_ms, unavailable)
+        try:
             reply = await copies.ask(place, now_ms)
         except StoreError as error:
-            unavailable = copies.unavailable(error)
-            self._counts.without_redis += 1
-            return self._judged(await self._read(place, now_ms), now_ms, unavailable)
+            return await self._alone(place, now_ms, copies.unavailable(error))
         session = copies.read(session_id, place.user_id, reply)
-        if isinstance(session, Session):
-            facts = session.facts
-            last_ms = session.last_used_ms
-            if now_ms >= facts.absolute_ms:
-                return None
-            if (
-                not fresh
-                and not _is_idle(session, now_ms)  # of a use while Redis was away the database alone knows
-                and now_ms - session.checked_ms < CHECK_EVERY_MS > now_ms - last_ms
-                and copies.global_epoch is not None
-            ):
-                self._counts.hits += 1
-                return session
-        elif session is not None:
-            return None  # it has ended
+        if isinstance(session, Ended) or (session is not None and now_ms >= session.facts.absolute_ms):
+            return None
+        if (
+            session is not None
+            and not fresh
+            and now_ms - session.checked_ms < CHECK_EVERY_MS
+            # Also of one that has been idle for too long: of a use while Redis was away the database alone knows.
+            and now_ms - session.last_used_ms < note_every_ms(session.facts.idle_ms)
+            and copies.global_epoch is not None
+        ):
+            self._counts.hits += 1
+            return session
         return await self._checked(place, now_ms, session, fresh=fresh)
 
-    async def trust(self) -> None:
-        """Make good what Redis has missed. Raises `StoreUnavailable` while that can't be done."""
+    async def trust(self, *, patience_s: float = PATIENCE_S) -> None:
+        """Make good what Redis has missed. Raises `StoreUnavailable` while that can't be done, or takes longer."""
         backing = self._backing
         if not backing.available():
             raise StoreUnavailable("Redis is not available")
         try:
-            await backing.pending.settle_mine()  # Redis may have lost it: it is to be replayed as well
-            await backing.outage.end()
+            await backing.outage.end(patience_s=patience_s)
         except DatabaseError as error:
             raise StoreUnavailable("what was revoked while Redis was away is not known") from error
+
+    async def _alone(self, place: Place, now_ms: int, unavailable: StoreUnavailable) -> Session | None:
+        """Ask the database in place of Redis."""
+        self._counts.without_redis += 1
+        return self._judged(await self._read(place, now_ms), now_ms, unavailable)
 
     async def _checked(
         self, place: Place, now_ms: int, copy: Session | None, *, fresh: bool
@@ -133,7 +136,7 @@ class Lookup:
         if backing.pending.unsettled:
             # Somebody may have ended it while the database was down; Redis would know.
             raise unavailable
-        self._uses.note(row.user_id, row.part, now_ms, before_ms=row.last_used_ms)
+        self._uses.note(row, now_ms)
         return row.session(last_used_ms=now_ms, checked_ms=now_ms)
 
     async def _stored(
@@ -147,7 +150,7 @@ class Lookup:
         filled = await self._copies.fill(row, now_ms=now_ms, last_used_ms=now_ms, checked_ms=now_ms)
         if isinstance(filled, Ended):
             return None
-        self._uses.note(row.user_id, row.part, now_ms, before_ms=row.last_used_ms)
+        self._uses.note(row, now_ms)
         return filled
 
     async def _stale(self, session: Session, part: str, now_ms: int) -> Session | None:
@@ -155,7 +158,7 @@ class Lookup:
         self._counts.stale += 1
         if _is_idle(session, now_ms):
             return None
-        if now_ms - session.last_used_ms >= CHECK_EVERY_MS:
+        if now_ms - session.last_used_ms >= note_every_ms(session.facts.idle_ms):
             try:
                 if not await self._backing.copies.touch(session.user_id, part, now_ms):
                     return None

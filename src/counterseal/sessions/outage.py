@@ -12,8 +12,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from counterseal.core.background import end
+from counterseal.core.errors import StoreUnavailable
+
 BEFORE_MS: Final = 60_000
 """How long before an outage was noticed revocations may be missing."""
+
+PATIENCE_S: Final = 0.05
+"""How long a replay is waited for. Who does not find it at its end asks the database."""
 
 
 class Outage:
@@ -24,7 +30,8 @@ class Outage:
         self._replay = replay
         self._since_ms: int | None = now_ms()
         self._lost = 0
-        self._replaying = asyncio.Lock()
+        self._ending: asyncio.Task[None] | None = None
+        self._began_s = 0.0
 
     @property
     def lasts(self) -> bool:
@@ -37,11 +44,37 @@ class Outage:
         if self._since_ms is None:
             self._since_ms = self._now_ms()
 
-    async def end(self) -> None:
-        """Write to Redis what was revoked meanwhile, so that it may be believed. Raises what the replay raises."""
-        async with self._replaying:
-            while (since_ms := self._since_ms) is not None:
-                lost = self._lost
-                await self._replay(since_ms - BEFORE_MS)
-                if lost == self._lost:  # else it was lost again, and what was revoked since is not there
-                    self._since_ms = None
+    async def end(self, *, patience_s: float = PATIENCE_S) -> None:
+        """Write to Redis what was revoked meanwhile, so that it may be believed. All who ask share one replay.
+
+        Raises what the replay raises, and `StoreUnavailable` when it has not ended `patience_s` after it began; it goes
+        on then.
+        """
+        clock = asyncio.get_running_loop().time
+        ending = self._ending
+        if ending is None or ending.done():
+            ending = asyncio.create_task(self._end(), name="counterseal: replay revocations")
+            ending.add_done_callback(_look_at)
+            self._ending, self._began_s = ending, clock()
+        await asyncio.wait([ending], timeout=max(0.0, self._began_s + patience_s - clock()))
+        if not ending.done() or ending.cancelled():
+            raise StoreUnavailable("what was revoked while Redis was away is still being written to it")
+        ending.result()
+
+    async def close(self) -> None:
+        """End a replay that is under way. Safe to call twice."""
+        if self._ending is not None:
+            await end([self._ending])
+
+    async def _end(self) -> None:
+        while (since_ms := self._since_ms) is not None:
+            lost = self._lost
+            await self._replay(since_ms - BEFORE_MS)
+            if lost == self._lost:  # else it was lost again, and what was revoked since is not there
+                self._since_ms = None
+
+
+def _look_at(ending: asyncio.Task[None]) -> None:
+    """Nobody may be left who asked for it."""
+    if not ending.cancelled():
+        ending.exception()

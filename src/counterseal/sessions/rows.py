@@ -63,7 +63,6 @@ _COLUMNS: Final = (
 )
 # Literals, for an index of the rows of one state is of use to a statement that names it.
 _ACTIVE: Final = _s.state == literal_column("'active'")
-_REVOKED: Final = _s.state == literal_column("'revoked'")
 _GLOBAL: Final = func.coalesce(
     select(global_epochs.c.value).where(global_epochs.c.name == EVERYBODY).scalar_subquery(), 0
 )
@@ -102,7 +101,11 @@ _ACTIVE_EPOCH: Final = (
 _REPLACE_TOKEN: Final = (
     update(user_sessions)
     .where(
-        _MINE, _ACTIVE, _s.rt_hash == bindparam("old"), _s.global_epoch >= _GLOBAL, _s.epoch >= _ACTIVE_EPOCH
+        _MINE,
+        _ACTIVE,
+        _s.rt_hash == bindparam("old"),
+        _s.global_epoch >= _GLOBAL,
+        _s.epoch >= _ACTIVE_EPOCH,
     )
     .values(
         rt_hash=bindparam("new"),
@@ -157,14 +160,23 @@ async def hold_user(connection: AsyncConnection, user_id: str) -> None:
     await connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True))
 
 
-async def lock_sessions(connection: AsyncConnection, user_id: str) -> None:
-    """Lock a user, then the user's active sessions. Two statements.
+async def lock_sessions(connection: AsyncConnection, *user_ids: str) -> None:
+    """Lock users, then their active sessions. Two statements; none on SQLite, where nobody else writes.
 
-    Everybody locks in this order, and the audit log last; else two who wait for each other would both fail.
+    Everybody locks in this order, by code point, and the audit log last; else two who wait for each other would both
+    fail.
     """
-    await connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True))
+    if connection.dialect.name == "sqlite":
+        return
+    user, owner, part = users.c.id, _s.user_id, _s.session_id
     await connection.execute(
-        select(_s.session_id).where(_s.user_id == user_id, _ACTIVE).order_by(_s.session_id).with_for_update()
+        select(user).where(user.in_(user_ids)).order_by(user.collate("C")).with_for_update(key_share=True)
+    )
+    await connection.execute(
+        select(part)
+        .where(owner.in_(user_ids), _ACTIVE)
+        .order_by(owner.collate("C"), part.collate("C"))
+        .with_for_update()
     )
 
 
@@ -195,6 +207,14 @@ async def end_rows(
         where.append(_s.session_id != but)
     if created_until_ms is not None:
         where.append(_s.created_at <= instant(created_until_ms))
+    if (parts is None or len(parts) > 1) and connection.dialect.name != "sqlite":
+        # Locked in order first: an update takes rows as they come.
+        in_order = select(_s.session_id).where(*where).order_by(_s.session_id.collate("C")).with_for_update()
+        where = [
+            _s.user_id == user_id,
+            _ACTIVE,
+            _s.session_id.in_(select(in_order.cte("in_order").c.session_id)),
+        ]
     ended = await connection.execute(
         update(user_sessions)
         .where(*where)
@@ -358,74 +378,6 @@ _NOTE_USE: Final = (
     )
     .values(last_used_at=bindparam("used_at", type_=Ts()))
 )
-
-
-async def revoked_since(connection: AsyncConnection, since_ms: int) -> list[tuple[str, str]]:
-    """User and part of every session that was revoked since then and could still be alive in Redis."""
-    found = await connection.execute(
-        select(_s.user_id, _s.session_id).where(_REVOKED, _s.revoked_at >= instant(since_ms))
-    )
-    return [(record.user_id, record.session_id) for record in found]
-
-
-async def epochs_of(connection: AsyncConnection, user_ids: Collection[str]) -> dict[str, int]:
-    """The epochs of users."""
-    found = await connection.execute(
-        select(users.c.id, users.c.session_epoch).where(users.c.id.in_(user_ids))
-    )
-    return {record.id: record.session_epoch for record in found}
-
-
-async def find_expired(connection: AsyncConnection, *, now_ms: int, limit: int) -> list[tuple[str, str]]:
-    """User and part of active sessions that have ended by time, locked; those that somebody else has locked are left.
-
-    How long a session may idle is compared in Python, because each database adds seconds in its own way.
-    """
-    now = instant(now_ms)
-    oldest = func.coalesce(_GLOBAL, 0)
-    by_time = or_(_s.absolute_expires_at <= now, _s.global_epoch < oldest)
-    certain = await connection.execute(
-        select(_s.user_id, _s.session_id)
-        .where(_ACTIVE, by_time)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    ended = [(record.user_id, record.session_id) for record in certain]
-    for seconds in (await connection.execute(_IDLES)).scalars():
-        if len(ended) >= limit:
-            break
-        idle = await connection.execute(
-            select(_s.user_id, _s.session_id)
-            .where(
-                _ACTIVE,
-                _s.idle_seconds == seconds,
-                _s.last_used_at <= instant(now_ms - seconds * 1000),
-                ~by_time,
-            )
-            .limit(limit - len(ended))
-            .with_for_update(skip_locked=True)
-        )
-        ended += [(record.user_id, record.session_id) for record in idle]
-    return ended
-
-
-_IDLES: Final = select(_s.idle_seconds).where(_ACTIVE).distinct()
-
-
-async def delete_ended(connection: AsyncConnection, *, before: datetime, limit: int) -> int:
-    """Remove what has ended before a time; how many rows."""
-    chosen = (
-        select(_s.user_id, _s.session_id)
-        .where(_REVOKED, _s.revoked_at < before)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    gone = 0
-    for record in (await connection.execute(chosen)).all():
-        gone += (
-            await connection.execute(delete(user_sessions).where(_is(record.user_id, record.session_id)))
-        ).rowcount
-    return gone
 
 
 def milliseconds(moment: datetime | None) -> int:

@@ -49,6 +49,7 @@ from counterseal.sessions.outage import Outage
 from counterseal.sessions.pending import Entry, Pending
 from counterseal.sessions.refresh_token import parse_refresh_token
 from counterseal.sessions.renewal import Renewal
+from counterseal.sessions.replay import Replay
 from counterseal.sessions.rotation import Rotation
 from counterseal.sessions.rows import read_rows_of
 from counterseal.sessions.session import (
@@ -70,6 +71,8 @@ from counterseal.store.base import Gap, Store
 from counterseal.store.keys import Keys
 
 STEP_UP_AGE: Final = timedelta(seconds=300)
+
+_PATIENCE_S: Final = 5.0  # whoever starts waits for longer than a request does
 
 
 def _nothing(*_: object) -> None:
@@ -111,7 +114,7 @@ class Sessions:
         """What this process did. No round trip."""
         self._emit = emit
         self._channel = keys.sessions_ended()
-        outage = Outage(store.now_ms, self._replay)
+        outage = Outage(store.now_ms, self._make_good)
         pending = Pending(
             store,
             key=keys.sessions_pending(),
@@ -142,7 +145,8 @@ class Sessions:
         self._rotation = Rotation(self._backing, self._endings, self._lookup)
         self._renewal = Renewal(self._backing)
         self._step_ups = StepUps(self._backing)
-        self._expiry = Expiry(self._backing, self._endings)
+        self._expiry = Expiry(self._backing)
+        self._replay = Replay(self._backing)
         self._background = Background()
 
     @property
@@ -416,14 +420,14 @@ class Sessions:
     async def cleanup_expired(self, limit: int = 1000) -> int:
         """End sessions whose time is over, at most `limit`, and remove what ended a week ago; how many were ended.
 
-        Several processes may do it at once. One transaction. No round trip.
+        Several processes may do it at once. A transaction for each 50, so that others come in between. No round trip.
         """
         return await self._expiry.clean(limit)
 
     async def __aenter__(self) -> Self:
         """Begin the work in the background, after what waits for the database was told to it where that can be done."""
         with suppress(CountersealError):
-            await self._lookup.trust()
+            await self._lookup.trust(patience_s=_PATIENCE_S)
         with suppress(CountersealError):
             await self._backing.pending.settle()
         self._background.keep("listen to ended sessions", self._listen)
@@ -443,6 +447,7 @@ class Sessions:
         """
         await self._intake.close()
         await self._background.close()
+        await self._backing.outage.close()
         with suppress(DatabaseError):
             await self._uses.write()
 
@@ -450,8 +455,9 @@ class Sessions:
         self.counts.events[event.name] += 1
         self._emit(event)
 
-    async def _replay(self, since_ms: int) -> None:
-        await self._endings.replay(since_ms)
+    async def _make_good(self, since_ms: int) -> None:
+        await self._backing.pending.settle_mine()  # Redis may have lost it: it is to be replayed as well
+        await self._replay.since(since_ms)
 
     async def _apply(self, entries: Sequence[Entry]) -> None:
         await self._endings.apply(entries)

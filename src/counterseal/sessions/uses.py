@@ -8,12 +8,18 @@ from typing import Final
 
 from counterseal.core.errors import DatabaseError
 from counterseal.database.engine import Database
+from counterseal.sessions.row import Row
 from counterseal.sessions.rows import note_uses
 
 _EVERY_S: Final = 5.0
 _MOST: Final = 10_000
 _AT_ONCE: Final = 500
 _NOTED_EVERY_MS: Final = 60_000
+
+
+def note_every_ms(idle_ms: int) -> int:
+    """How often a use is noted at most: once a minute, and more often where a session ends after less without one."""
+    return min(_NOTED_EVERY_MS, idle_ms // 2)
 
 
 class Uses:
@@ -24,10 +30,11 @@ class Uses:
         self._on_failure = on_failure
         self._gathered: dict[tuple[str, str], int] = {}
 
-    def note(self, user_id: str, part: str, now_ms: int, *, before_ms: int) -> None:
-        """Note a use, unless one was written within the last minute, at `before_ms`. No round trip."""
-        if now_ms - before_ms >= _NOTED_EVERY_MS and len(self._gathered) < _MOST:
-            self._gathered[user_id, part] = now_ms
+    def note(self, row: Row, now_ms: int) -> None:
+        """Note that a session is used, unless its row has that of less than a minute ago. No round trip."""
+        every_ms = note_every_ms(row.facts.idle_ms)
+        if now_ms - row.last_used_ms >= every_ms and len(self._gathered) < _MOST:
+            self._gathered[row.user_id, row.part] = now_ms
 
     async def write(self) -> None:
         """Write what was gathered: one transaction for 500. Raises `DatabaseUnavailable`; those are lost then."""

@@ -220,6 +220,10 @@ def _users() -> None:
         sa.CheckConstraint(
             "default_expiry_days BETWEEN 1 AND 365", name=op.f("ck_domain_settings_default_expiry_days")
         ),
+        sa.CheckConstraint("session_idle_minutes >= 1", name=op.f("ck_domain_settings_session_idle_minutes")),
+        sa.CheckConstraint(
+            "session_absolute_minutes >= 1", name=op.f("ck_domain_settings_session_absolute_minutes")
+        ),
         sa.CheckConstraint("max_sessions BETWEEN 1 AND 20", name=op.f("ck_domain_settings_max_sessions")),
         sa.CheckConstraint(
             "retention_days BETWEEN 2555 AND 3650", name=op.f("ck_domain_settings_retention_days")
@@ -372,7 +376,12 @@ def _sessions() -> None:
         schema=SCHEMA,
     )
     op.create_index(
-        op.f("ix_user_sessions_absolute_expires_at"), "user_sessions", ["absolute_expires_at"], schema=SCHEMA
+        op.f("ix_user_sessions_absolute_expires_at"),
+        "user_sessions",
+        ["absolute_expires_at"],
+        schema=SCHEMA,
+        postgresql_where=sa.text("state = 'active'"),
+        sqlite_where=sa.text("state = 'active'"),
     )
     op.create_index(
         op.f("ix_user_sessions_idle_seconds_last_used_at"),
@@ -426,8 +435,6 @@ def _sessions() -> None:
         "session_step_ups",
         ["user_id", "session_id", "request_id"],
         schema=SCHEMA,
-        postgresql_where=sa.text("consumed_at IS NULL"),
-        sqlite_where=sa.text("consumed_at IS NULL"),
     )
     op.create_table(
         "global_epochs",

@@ -1,0 +1,91 @@
+"""Replay: what was revoked while Redis was away is written to it, page by page, before its copies are believed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import bindparam, literal_column, select, tuple_
+
+from counterseal.database.columns import Ts
+from counterseal.database.tables import user_sessions, users
+from counterseal.sessions.backing import Backing
+from counterseal.sessions.copies import Which
+from counterseal.sessions.rows import read_everybody
+from counterseal.sessions.session import Reason, instant
+
+_PAGE: Final = 1000
+_AT_ONCE: Final = 64
+"""So many users are written at the same time: more would keep everybody else's calls waiting."""
+
+_s = user_sessions.c
+_AT: Final = bindparam("at", type_=Ts())
+# Of what has ended by time Redis knows by itself. The state is a literal, so that the index of revoked rows is of use.
+_REVOKED: Final = (
+    select(_s.revoked_at, _s.user_id, _s.session_id, _s.epoch, users.c.session_epoch)
+    .join_from(user_sessions, users, users.c.id == _s.user_id)
+    .where(
+        _s.state == literal_column("'revoked'"),
+        _s.revoked_at >= _AT,
+        tuple_(_s.revoked_at, _s.user_id, _s.session_id)
+        > tuple_(_AT, bindparam("of_user"), bindparam("of_part")),
+        _s.absolute_expires_at > bindparam("now", type_=Ts()),
+        _s.revoke_reason != Reason.EXPIRED.value,
+    )
+    .order_by(_s.revoked_at, _s.user_id, _s.session_id)
+    .limit(_PAGE)
+)
+
+
+@dataclass(slots=True)
+class _Revoked:
+    """Sessions of one user, and the user's epoch where some of them are of a former one."""
+
+    user_id: str
+    parts: list[str] = field(default_factory=list[str])
+    epoch: int | None = None
+
+
+class Replay:
+    """Writes tombstones and epochs again. Whether they have been written before makes no difference."""
+
+    def __init__(self, backing: Backing) -> None:
+        self._backing = backing
+
+    async def since(self, since_ms: int) -> None:
+        """Write what was revoked since then and could be alive in Redis. A transaction for each thousand."""
+        backing = self._backing
+        async with backing.database.read() as connection:
+            everybody = await read_everybody(connection)
+        if everybody:
+            await backing.copies.raise_global(everybody, backing.now_ms())
+        after = (instant(since_ms), "", "")
+        while page := await self._page(*after):
+            revoked = _by_user(page)
+            for first in range(0, len(revoked), _AT_ONCE):
+                await asyncio.gather(*map(self._write, revoked[first : first + _AT_ONCE]))
+            after = (page[-1].revoked_at, page[-1].user_id, page[-1].session_id)
+
+    async def _page(self, at: datetime, user_id: str, part: str) -> Sequence[Any]:
+        given = {"at": at, "of_user": user_id, "of_part": part, "now": instant(self._backing.now_ms())}
+        async with self._backing.database.read() as connection:
+            return (await connection.execute(_REVOKED, given)).all()
+
+    async def _write(self, revoked: _Revoked) -> None:
+        copies = self._backing.copies
+        if revoked.epoch is not None:
+            await copies.revoke_user(revoked.user_id, Which.FORMER, at_least=revoked.epoch)
+        await copies.revoke(revoked.user_id, revoked.parts)
+
+
+def _by_user(page: Sequence[Any]) -> list[_Revoked]:
+    found: dict[str, _Revoked] = {}
+    for record in page:
+        one = found.setdefault(record.user_id, _Revoked(record.user_id))
+        one.parts.append(record.session_id)
+        if record.epoch < record.session_epoch:
+            one.epoch = record.session_epoch
+    return list(found.values())
