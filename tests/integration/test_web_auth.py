@@ -109,6 +109,8 @@ ROUTES = {
     ("POST", "/api/auth/sign-up"): NOBODY,
     ("POST", "/api/auth/log-in"): NOBODY,
     ("POST", "/api/auth/totp/log-in"): NOBODY,  # the ticket of the first step
+    ("POST", "/api/auth/totp/log-in/set-up"): NOBODY,  # the ticket, and no factor that is enabled
+    ("POST", "/api/auth/totp/log-in/confirm"): NOBODY,  # the same, and a code
     ("POST", "/api/auth/refresh"): NOBODY,  # the refresh token
     ("POST", "/api/auth/log-out"): NOBODY,  # ends what the tokens name
     ("POST", "/api/auth/password"): RECENT,  # and the password
@@ -719,8 +721,8 @@ async def test_a_second_factor_is_set_up_confirmed_and_asked_for(site: Site) -> 
     returning = site.browser()
     half = await returning.log_in(ALICE)
     assert half.status_code == 200
-    assert set(half.json()) == {"status", "ticket", "expires_at"}
-    assert half.json()["status"] == "totp_needed"
+    assert set(half.json()) == {"status", "ticket", "expires_at", "enrolled"}
+    assert (half.json()["status"], half.json()["enrolled"]) == ("totp_needed", True)
     assert set_cookies(half) == {}
     ticket = half.json()["ticket"]
     code = code_of(site, authenticator)
