@@ -13,17 +13,21 @@ from counterseal.accounts.backing import Backing, Client, Lost
 from counterseal.accounts.email import counted_as, normal_email
 from counterseal.accounts.events import AccountLocked
 from counterseal.accounts.lockout import end_row, find_lock, note_wrong_password
-from counterseal.accounts.log_in import LoggedIn, TotpNeeded
+from counterseal.accounts.log_in import EnrolledLogIn, LoggedIn, TotpNeeded
 from counterseal.accounts.one_time_token import Purpose, add_token, find_token, use_token
 from counterseal.accounts.refused import INVALID_CREDENTIALS, TICKET_INVALID, Refused, locked
 from counterseal.accounts.totp import Totp
-from counterseal.accounts.totp_policy import find_policy
+from counterseal.accounts.totp_config import find_config
+from counterseal.accounts.totp_enrolment import Enrolment
+from counterseal.accounts.totp_policy import find_policy, forget_state
+from counterseal.accounts.totp_verification import Abandoned
 from counterseal.accounts.user import User
 from counterseal.core.tokens import new_secret
 from counterseal.database.tables import users
 from counterseal.ratelimit.decision import Decision
 from counterseal.sessions.backing import Also
-from counterseal.sessions.session import Context, Profile
+from counterseal.sessions.rows import lock_sessions
+from counterseal.sessions.session import Context, Profile, Reason
 
 PASSWORD_ONLY: Final = ("pwd",)
 WITH_TOTP: Final = ("pwd", "otp")
@@ -78,13 +82,10 @@ class Authentication:
     ) -> LoggedIn | Refused:
         """See `Accounts.finish_log_in`."""
         backing = self._backing
-        async with backing.database.read() as connection:
-            half = await find_token(connection, Purpose.LOG_IN, ticket, now=backing.now())
-            account = None if half is None else await find_account(connection, user_id=half.user_id)
-        if half is None or account is None:
-            return TICKET_INVALID
-        if (closed := account.closed(backing.now())) is not None:
-            return closed
+        half = await self._half(ticket)
+        if isinstance(half, Refused):
+            return half
+        account, remember = half
         verified = await self._totp.verify(account.id, code, context=Context.LOGIN, address=client.limited_as)
         if isinstance(verified, Refused):
             if (
@@ -102,7 +103,6 @@ class Authentication:
             if not await use_token(connection, Purpose.LOG_IN, ticket, now=backing.now()):
                 raise Lost(TICKET_INVALID)
 
-        remember = half.data == {"remember": True}
         made = await self._create(
             account.user, client, WITH_TOTP, remember=remember, replacing=replacing, also=admit
         )
@@ -111,6 +111,57 @@ class Authentication:
                 made.session.session_id, Context.LOGIN, method=verified.method
             )
         return made
+
+    async def set_up_totp(self, *, ticket: str) -> Enrolment | Refused:
+        """See `Accounts.set_up_totp`."""
+        half = await self._half(ticket)
+        if isinstance(half, Refused):
+            return half
+        return await self._totp.enrolling.begin(half[0].id, shown=False)
+
+    async def confirm_totp(
+        self, *, ticket: str, code: str, signing: bool, client: Client, replacing: str | None
+    ) -> EnrolledLogIn | Refused:
+        """See `Accounts.confirm_totp`."""
+        backing, enrolling = self._backing, self._totp.enrolling
+        half = await self._half(ticket)
+        if isinstance(half, Refused):
+            return half
+        account, remember = half
+        first = await enrolling.prove(account.id, code, address=client.limited_as)
+        if isinstance(first, Refused):
+            return first
+
+        async def admit(connection: AsyncConnection) -> None:
+            await self._admit(connection, account, last_login_at=backing.now())
+            if not await use_token(connection, Purpose.LOG_IN, ticket, now=backing.now()):
+                raise Lost(TICKET_INVALID)
+            await lock_sessions(connection, account.id)  # before the audit log, as everybody does
+            await enrolling.enable(connection, first, login=True, signing=signing, shown=False)
+
+        try:
+            made = await self._create(
+                account.user, client, WITH_TOTP, remember=remember, replacing=replacing, also=admit
+            )
+        except Abandoned as abandoned:
+            return abandoned.refused
+        if isinstance(made, Refused):
+            return made
+        session_id = made.session.session_id
+        await backing.sessions.set_totp_verified(session_id, Context.LOGIN)
+        await backing.sessions.revoke_others(session_id, reason=Reason.MFA_CHANGE)
+        await forget_state(backing, account.id)
+        return EnrolledLogIn(made, first.codes)
+
+    async def _half(self, ticket: str) -> tuple[Account, bool] | Refused:
+        """Who has begun this log-in, and whether for a longer session. One transaction that reads."""
+        backing = self._backing
+        async with backing.database.read() as connection:
+            half = await find_token(connection, Purpose.LOG_IN, ticket, now=backing.now())
+            account = None if half is None else await find_account(connection, user_id=half.user_id)
+        if half is None or account is None:
+            return TICKET_INVALID
+        return account.closed(backing.now()) or (account, half.data == {"remember": True})
 
     async def prove(self, email: str, password: str, *, client: Client, asked: str) -> Account | Refused:
         """The account whose password this is, and which may log in. A wrong one is counted, audited, and may lock.
@@ -176,9 +227,10 @@ class Authentication:
                 await self._admit(connection, account, password_hash=password_hash)
                 now = backing.now()
                 await add_token(connection, Purpose.LOG_IN, ticket, account.id, now=now, data=data)
+                enrolled = await find_config(connection, account.id, "enabled") is not None
         except Lost as lost:
             return lost.refused
-        return TotpNeeded(ticket, now + Purpose.LOG_IN.lives)
+        return TotpNeeded(ticket, now + Purpose.LOG_IN.lives, enrolled)
 
     async def _admit(self, connection: AsyncConnection, account: Account, **values: Any) -> None:
         """Hold the row of a user, end the row of wrong passwords, and set columns of it.

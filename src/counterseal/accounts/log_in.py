@@ -30,7 +30,20 @@ class LoggedIn:
 
 @dataclass(frozen=True, slots=True)
 class TotpNeeded:
-    """The password was right and a TOTP code is missing: `finish_log_in(ticket=..., code=...)`, until `expires_at`."""
+    """The password was right and a TOTP code is missing: `finish_log_in(ticket=..., code=...)`, until `expires_at`.
+
+    Who is not `enrolled` has no second factor that could give one, and sets it up first: `set_up_totp(ticket=...)` and
+    `confirm_totp(ticket=..., code=...)`.
+    """
 
     ticket: str = field(repr=False)
     expires_at: datetime
+    enrolled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolledLogIn:
+    """Somebody has set up a second factor and is logged in by it. The backup codes are shown this once."""
+
+    logged_in: LoggedIn
+    backup_codes: tuple[str, ...] = field(repr=False)

@@ -10,7 +10,7 @@ from counterseal.accounts.administration import Administration
 from counterseal.accounts.attempts import Attempts
 from counterseal.accounts.authentication import Authentication
 from counterseal.accounts.backing import Backing, Client
-from counterseal.accounts.log_in import LoggedIn, TotpNeeded
+from counterseal.accounts.log_in import EnrolledLogIn, LoggedIn, TotpNeeded
 from counterseal.accounts.one_time_token import remove_expired_tokens
 from counterseal.accounts.password import Passwords
 from counterseal.accounts.policies import COUNTED_ELSEWHERE
@@ -18,6 +18,7 @@ from counterseal.accounts.recovery import Recovery
 from counterseal.accounts.refused import USER_UNKNOWN, Refused
 from counterseal.accounts.sign_up import sign_up
 from counterseal.accounts.totp import Totp
+from counterseal.accounts.totp_enrolment import Enrolment
 from counterseal.accounts.user import User, read_user, write_user
 from counterseal.audit.service import Audit
 from counterseal.cache.service import Cache
@@ -142,6 +143,34 @@ class Accounts:
         """
         return await self._authentication.finish_log_in(
             ticket=ticket, code=code, client=Client.of(ip, user_agent), replacing=replacing
+        )
+
+    async def set_up_totp(self, *, ticket: str) -> Enrolment | Refused:
+        """Begin to set up a second factor in the middle of a log-in, for who has none and needs one (`TotpNeeded`).
+
+        So nobody is locked out whose domain asks for one. Refused as `ticket_invalid`, `locked`, `account_suspended`,
+        and as `totp_required` where a factor is enabled. One round trip; one transaction and one that reads.
+        """
+        return await self._authentication.set_up_totp(ticket=ticket)
+
+    async def confirm_totp(
+        self,
+        *,
+        ticket: str,
+        code: str,
+        signing: bool = True,
+        user_agent: str | None = None,
+        ip: str | None = None,
+        replacing: str | None = None,
+    ) -> EnrolledLogIn | Refused:
+        """Enable what was set up by its first code, and log in; the user's other sessions end.
+
+        A code is asked for at log-ins from now on, and for `signing` where that is chosen. Refused as `set_up_totp`,
+        and as `totp_not_set_up`, `code_invalid` and `too_many_attempts`; a wrong code does not use the ticket up.
+        `replacing` is as at `log_in`. Three transactions and at most three that read; at most twelve round trips.
+        """
+        return await self._authentication.confirm_totp(
+            ticket=ticket, code=code, signing=signing, client=Client.of(ip, user_agent), replacing=replacing
         )
 
     # -- passwords and addresses ---------------------------------------------------------------------------------

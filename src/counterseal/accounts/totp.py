@@ -31,9 +31,10 @@ class Totp:
         guesses = Guesses(backing)
         self._backing = backing
         self._verification = Verification(backing, keyring=keyring, guesses=guesses)
-        self._enrolling = Enrolling(
+        self.enrolling = Enrolling(
             backing, keyring=keyring, guesses=guesses, verification=self._verification, issuer=issuer
         )
+        """For log-ins in whose middle a factor is set up; others call the methods below."""
 
     # -- showing a code ------------------------------------------------------------------------------------------
 
@@ -92,7 +93,7 @@ class Totp:
         session. Refused as `session_ended`, `fresh_login_needed` and `totp_required`. At most three round trips; one
         transaction that reads and one that writes.
         """
-        return await self._enrolling.set_up(session)
+        return await self.enrolling.set_up(session)
 
     async def confirm(
         self, session: Session, code: str, *, login: bool = True, signing: bool = True
@@ -103,7 +104,7 @@ class Totp:
         new tokens. Refused as `set_up`, and as `totp_context_missing`, `totp_not_set_up`, `code_invalid` and
         `too_many_attempts`. At most nine round trips; two transactions that read and two that write.
         """
-        return await self._enrolling.confirm(session, code, login=login, signing=signing)
+        return await self.enrolling.confirm(session, code, login=login, signing=signing)
 
     async def disable(self, session: Session, code: str) -> Disabled | Refused:
         """Take the second factor away, by one of its codes or a backup code.
@@ -112,7 +113,7 @@ class Totp:
         as `verify`, and as `session_ended`, `fresh_login_needed`, `totp_not_enabled`, and `totp_enforced` where the
         domain asks for a second factor. At most nine round trips; three transactions that read and two that write.
         """
-        return await self._enrolling.disable(session, code)
+        return await self.enrolling.disable(session, code)
 
     async def new_backup_codes(self, session: Session, code: str) -> BackupCodes | Refused:
         """Ten new backup codes in place of all the old ones, by a code of the authenticator.
@@ -120,7 +121,7 @@ class Totp:
         Refused as `verify`, and as `session_ended` and `totp_not_enabled`. At most six round trips; three transactions
         that read and one that writes.
         """
-        return await self._enrolling.new_backup_codes(session, code)
+        return await self.enrolling.new_backup_codes(session, code)
 
     # -- policy --------------------------------------------------------------------------------------------------
 
@@ -175,4 +176,4 @@ class Totp:
         All sessions of the user end. For after it was verified who the user is, as `restart`. One transaction; at most
         five round trips.
         """
-        return await self._enrolling.remove(user_id, by=by)
+        return await self.enrolling.remove(user_id, by=by)

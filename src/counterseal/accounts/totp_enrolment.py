@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -67,6 +67,16 @@ class BackupCodes:
 
 
 @dataclass(frozen=True, slots=True)
+class FirstCode:
+    """A code of a factor that waits for its first one, with backup codes for it. Nothing is enabled yet."""
+
+    pending: TotpConfig
+    step: int
+    codes: tuple[str, ...] = field(repr=False)
+    hashes: Sequence[str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Disabled:
     """There is no second factor any more. `tokens` are new ones; None when the session has ended meanwhile."""
 
@@ -96,15 +106,22 @@ class Enrolling:
         current = await self._backing.recent(session)
         if isinstance(current, Refused):
             return current
+        return await self.begin(current.user_id, shown=SHOWN in current.amr)
+
+    async def begin(self, user_id: str, *, shown: bool) -> Enrolment | Refused:
+        """Put a new secret aside for a user. Where a factor is enabled it must have been `shown`.
+
+        One round trip; one transaction.
+        """
         backing, secret = self._backing, new_totp_secret()
         async with backing.database.begin() as connection:
-            email = await lock_user(connection, current.user_id)
+            email = await lock_user(connection, user_id)
             if email is None:
                 return SESSION_ENDED
-            if SHOWN not in current.amr and await find_config(connection, current.user_id, "enabled"):
+            if not shown and await find_config(connection, user_id, "enabled"):
                 return TOTP_REQUIRED
-            await put_pending(connection, current.user_id, secret, self._keyring, now=backing.now())
-        await forget_state(backing, current.user_id)
+            await put_pending(connection, user_id, secret, self._keyring, now=backing.now())
+        await forget_state(backing, user_id)
         uri = provisioning_uri(secret, account=email, issuer=self._issuer)
         return Enrolment(secret, uri, qr_svg(uri))
 
@@ -117,35 +134,49 @@ class Enrolling:
         current = await self._backing.recent(session)
         if isinstance(current, Refused):
             return current
-        backing, user_id = self._backing, current.user_id
-        guess = await self._guesses.charge(user_id, _PURPOSE, None)
-        if isinstance(guess, Refused):
-            return guess
-        found = await self._first_code(user_id, code)
-        if isinstance(found, Refused):
-            return found
-        await self._guesses.give_back(guess)
-        pending, step = found
-        codes = new_backup_codes()
-        hashes = await hash_backup_codes(codes, backing.passwords)
+        first = await self.prove(current.user_id, code, address=None)
+        if isinstance(first, Refused):
+            return first
 
         async def write(connection: AsyncConnection) -> None:
-            await lock_user(connection, user_id)
-            now, before = backing.now(), await find_config(connection, user_id, "enabled")
-            if before is not None and SHOWN not in current.amr:
-                raise Abandoned(TOTP_REQUIRED)
-            if not await enable(connection, pending, step=step, login=login, signing=signing, now=now):
-                raise Abandoned(TOTP_NOT_SET_UP)
-            await put_backup_codes(connection, user_id, hashes, now=now)
-            body = {"login": login, "replaced": before is not None, "signing": signing}
-            await backing.note(connection, "mfa.enabled", user_id=user_id, body=body)
+            await lock_user(connection, current.user_id)
+            await self.enable(connection, first, login=login, signing=signing, shown=SHOWN in current.amr)
 
         try:
             # A factor that no log-in asks for makes no log-in with two factors.
             tokens = await self._change(current, write, amr=with_shown(current.amr) if login else None)
         except Abandoned as abandoned:
             return abandoned.refused
-        return BackupCodes(codes, tokens)
+        return BackupCodes(first.codes, tokens)
+
+    async def prove(self, user_id: str, code: object, *, address: str | None) -> FirstCode | Refused:
+        """The first code of what is pending for a user, and backup codes to go with it. Nothing is enabled by it."""
+        guess = await self._guesses.charge(user_id, _PURPOSE, address)
+        if isinstance(guess, Refused):
+            return guess
+        found = await self._first_code(user_id, code)
+        if isinstance(found, Refused):
+            return found
+        await self._guesses.give_back(guess)
+        codes = new_backup_codes()
+        return FirstCode(*found, codes, await hash_backup_codes(codes, self._backing.passwords))
+
+    async def enable(
+        self, connection: AsyncConnection, first: FirstCode, *, login: bool, signing: bool, shown: bool
+    ) -> None:
+        """Enable what was proved, in a transaction that has locked the user. Raises `Abandoned`.
+
+        What was enabled before is replaced, if it was `shown`.
+        """
+        backing, user_id, step = self._backing, first.pending.user_id, first.step
+        now, before = backing.now(), await find_config(connection, user_id, "enabled")
+        if before is not None and not shown:
+            raise Abandoned(TOTP_REQUIRED)
+        if not await enable(connection, first.pending, step=step, login=login, signing=signing, now=now):
+            raise Abandoned(TOTP_NOT_SET_UP)
+        await put_backup_codes(connection, user_id, first.hashes, now=now)
+        body = {"login": login, "replaced": before is not None, "signing": signing}
+        await backing.note(connection, "mfa.enabled", user_id=user_id, body=body)
 
     async def disable(self, session: Session, code: str) -> Disabled | Refused:
         """See `Totp.disable`."""

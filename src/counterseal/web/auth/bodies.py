@@ -57,6 +57,21 @@ class SecondStep(_Taken):
     tokens: Delivery = "cookies"
 
 
+class TicketGiven(_Taken):
+    """The ticket of a log-in whose user has to set up a second factor."""
+
+    ticket: Token
+
+
+class EnrollingStep(_Taken):
+    """The ticket of a log-in, the first code of what was set up with it, and whether signatures ask for one."""
+
+    ticket: Token
+    code: Code
+    signing: bool = True
+    tokens: Delivery = "cookies"
+
+
 class Held(_Taken):
     """A refresh token, of a program that keeps it by itself. Browsers have it in a cookie and send no body."""
 
@@ -166,12 +181,22 @@ class LoggedInBody(_Given):
     tokens: TokensBody | None
 
 
+class EnrolledLogInBody(LoggedInBody):
+    """Somebody has set up a second factor and is logged in. The backup codes are shown this once."""
+
+    backup_codes: list[str] = Field(repr=False)
+
+
 class TotpNeededBody(_Given):
-    """The password was right, and a second factor is wanted: see `POST /api/auth/totp/log-in`."""
+    """The password was right, and a second factor is wanted: see `POST /api/auth/totp/log-in`.
+
+    Who is not `enrolled` has none yet: see `POST /api/auth/totp/log-in/set-up`.
+    """
 
     status: Literal["totp_needed"] = "totp_needed"
     ticket: str = Field(repr=False)
     expires_at: datetime
+    enrolled: bool
 
 
 class RenewedBody(_Given):

@@ -12,12 +12,16 @@ from counterseal.app import Counterseal
 from counterseal.sessions.identity import split_session_id
 from counterseal.sessions.session import Reason
 from counterseal.web.auth.bodies import (
+    EnrolledLogInBody,
+    EnrollingStep,
+    EnrolmentBody,
     Held,
     LoggedInBody,
     LogIn,
     RenewedBody,
     SecondStep,
     SignUp,
+    TicketGiven,
     TotpNeededBody,
     UserBody,
 )
@@ -32,7 +36,7 @@ from counterseal.web.sessions import unauthorized
 
 
 def log_in_routes(seal: Counterseal) -> APIRouter:
-    """`sign-up`, `log-in`, `totp/log-in` and `refresh`."""
+    """`sign-up`, `log-in`, `totp/log-in` and what is below it, and `refresh`."""
     router = auth_router(refusals=(HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.CONFLICT))
     accounts, web, delivery = seal.accounts, seal.settings.web, Delivery(seal)
 
@@ -85,7 +89,9 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
             )
         )
         if isinstance(answer, TotpNeeded):
-            return TotpNeededBody(ticket=answer.ticket, expires_at=answer.expires_at)
+            return TotpNeededBody(
+                ticket=answer.ticket, expires_at=answer.expires_at, enrolled=answer.enrolled
+            )
         return await logged_in(answer, ends, request, response, in_body=in_body)
 
     @router.post("/totp/log-in")
@@ -101,6 +107,33 @@ def log_in_routes(seal: Counterseal) -> APIRouter:
             replacing=ends[0] if ends else None,
         )
         return await logged_in(unless_refused(answer), ends, request, response, in_body=in_body)
+
+    @router.post("/totp/log-in/set-up")
+    async def set_up_totp(body: TicketGiven) -> EnrolmentBody:
+        """In the middle of a log-in, for who needs a second factor and has none. 400 `ticket_invalid`."""
+        made = unless_refused(await accounts.set_up_totp(ticket=body.ticket.get_secret_value()))
+        return EnrolmentBody(secret=made.secret, uri=made.uri, qr_svg=made.qr_svg)
+
+    @router.post("/totp/log-in/confirm")
+    async def confirm_totp(body: EnrollingStep, request: Request, response: Response) -> EnrolledLogInBody:
+        """Enable what was set up, by its first code, and log in. Every other session of the user ends.
+
+        400 `ticket_invalid`, `code_invalid`.
+        """
+        client, in_body = client_of(request, web), body.tokens == "body"
+        ends = before(request, in_body=in_body)
+        made = unless_refused(
+            await accounts.confirm_totp(
+                ticket=body.ticket.get_secret_value(),
+                code=body.code.get_secret_value(),
+                signing=body.signing,
+                user_agent=client.user_agent,
+                ip=client.ip,
+                replacing=ends[0] if ends else None,
+            )
+        )
+        whole = await logged_in(made.logged_in, ends, request, response, in_body=in_body)
+        return EnrolledLogInBody(**dict(whole), backup_codes=list(made.backup_codes))
 
     @router.post("/refresh", openapi_extra=OR_WITHOUT)
     async def refresh(
