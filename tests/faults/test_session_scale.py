@@ -34,12 +34,26 @@ from support.session_faults import (
     removable,
 )
 from support.session_rows import active_rows, parts_of, set_policy
-from support.sessions import KEYS
+from support.sessions import KEYS, Pause
 from support.waiting import eventually
 
 HOUR = timedelta(hours=1)
 PENDING = KEYS.sessions_pending()
 MANY = 40_000
+MANY_REVOKED = (
+    f"""
+    INSERT INTO counterseal.users (id, email, full_name, domain, created_at, updated_at)
+    SELECT 'user' || n, n || '@example.com', '', 'example.com', now(), now() FROM generate_series(0, {MANY - 1}) n
+    """,
+    f"""
+    INSERT INTO counterseal.user_sessions (
+        user_id, session_id, state, epoch, rt_hash, amr, authenticated_at, created_at, last_used_at, idle_seconds,
+        absolute_expires_at, revoked_at, revoke_reason
+    )
+    SELECT 'user' || n, 's', 'revoked', 0, n::text::bytea, '[]', now(), now(), now(), 60, now() + '7 days', now(),
+        'logout' FROM generate_series(0, {MANY - 1}) n
+    """,
+)
 
 
 async def add(database: Database, now_ms: int, ids: Iterable[tuple[str, str]], **values: Any) -> None:
@@ -101,16 +115,10 @@ async def test_forty_thousand_revoked_sessions_are_replayed_and_nobody_waits_for
 ) -> None:
     async with processes(valkey, postgresql, 1, relay=False) as apps:
         app = apps[0]
-        now_ms = app.store.now_ms()
-        await add(
-            app.database,
-            now_ms,
-            many(MANY),
-            state="revoked",
-            revoked_at=instant(now_ms),
-            revoke_reason="logout",
-        )
         made = await app.log_in()
+        async with app.database.begin() as connection:
+            for statement in MANY_REVOKED:
+                await connection.exec_driver_sql(statement)
         outage = app.sessions._backing.outage
         outage.begin()
         began = time.monotonic()
@@ -285,6 +293,24 @@ async def test_a_log_in_and_what_waited_for_the_database_do_not_lock_each_other_
         go_on.set()
         async with asyncio.timeout(30):
             await applying
+            await logging_in
+
+
+async def test_a_log_in_that_ends_two_sessions_and_a_revocation_do_not_lock_each_other_out(
+    valkey: Server, postgresql: Place
+) -> None:
+    async with processes(valkey, postgresql, 2, relay=False) as apps:
+        app, other = apps
+        made = [await app.log_in() for _ in range(3)]
+        await set_policy(app, max_sessions=2)
+        pause = Pause(other.sessions._backing, "audit")
+        revoking = asyncio.create_task(other.sessions.revoke(made[1].session_id))
+        await pause.reached()
+        logging_in = asyncio.create_task(app.log_in(replacing=made[0].session_id))
+        await eventually(lambda: is_waiting(app.database), within=20)
+        pause.release()
+        async with asyncio.timeout(30):
+            assert (await revoking).ended == 1
             await logging_in
 
 

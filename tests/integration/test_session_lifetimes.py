@@ -337,6 +337,11 @@ async def test_many_are_cleaned_up_in_batches_by_two_at_once(
     assert set(entries[5:]) == {"session.revoked"}
 
 
+async def test_a_name_has_no_nul(app: Process) -> None:
+    with pytest.raises(ConfigurationError, match="full_name"):
+        await app.log_in(full_name="Ada\0Lovelace")
+
+
 async def test_a_batch_has_at_least_one(app: Process) -> None:
     with pytest.raises(ValueError, match="limit"):
         await app.sessions.cleanup_expired(limit=0)

@@ -41,7 +41,7 @@ from counterseal.sessions.identity import checked_identifier, session_id_of, spl
 from counterseal.sessions.lifetime import Lifetime, lifetime
 from counterseal.sessions.refresh_token import RefreshToken, new_refresh_token
 from counterseal.sessions.row import Row
-from counterseal.sessions.rows import read_rows_of
+from counterseal.sessions.rows import lock_sessions, read_rows_of
 from counterseal.sessions.session import Created, Facts, Profile, Reason
 
 _ATTEMPTS: Final = 2
@@ -106,7 +106,7 @@ class Creation:
             checked_identifier("user_id", user_id),
             uuid7(self._backing.now_ms()).hex if part is None else checked_identifier("part", part),
             None if email is None else _checked_email(email),
-            full_name,
+            None if full_name is None else _checked_name(full_name),
             clean_user_agent(user_agent),
             _address(ip),
             Profile(profile),
@@ -159,6 +159,9 @@ class Creation:
         # Only now: there may have been a long wait for the lock.
         now_ms = backing.now_ms()
         limits = lifetime(login.profile, backing.settings, user.policy)
+        if login.replacing is not None:
+            # Another one may have to go after the audit log was locked for this one.
+            await lock_sessions(connection, login.user_id)
         # Before the others are counted: its place is free.
         replaced = (
             await self._endings.end_in(connection, login.user_id, [login.replacing], Reason.LOGOUT, now_ms)
@@ -300,6 +303,12 @@ def _checked_email(email: str) -> str:
 
 
 @lru_cache(1024)
+def _checked_name(full_name: str) -> str:
+    if "\0" in full_name:
+        raise ConfigurationError("full_name: expected text without NUL, which PostgreSQL can't keep")
+    return full_name
+
+
 def _address(ip: str | None) -> str | None:
     """An IP address as text; None for what is none."""
     try:
