@@ -77,7 +77,7 @@ class Problem(HTTPException):
         headers: Mapping[str, str] | None = None,
         **members: object,
     ) -> None:
-        super().__init__(status.value, detail, {"Cache-Control": "no-store", **(headers or {})})
+        super().__init__(status.value, detail, dict(headers or {}))
         self.status = status
         self.code = code
         self.members = members
@@ -97,7 +97,7 @@ def problem_response(problem: Problem) -> Response:
         msgspec.json.encode(body),
         status_code=problem.status,
         media_type=MEDIA_TYPE,
-        headers=problem.headers,
+        headers={"Cache-Control": "no-store", **problem.headers},
     )
 
 
