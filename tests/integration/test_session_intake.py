@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -53,21 +53,39 @@ class Transactions:
         app.database.begin = begin  # type: ignore[method-assign]
 
 
+class Line:
+    """Log-ins that stand in line behind one of the user `first`, until they are let go."""
+
+    def __init__(self, app: Process, *, at: str = "_first") -> None:
+        self._app = app
+        owner = app.sessions._creation if at == "make" else app.sessions._intake
+        self._pause = Pause(owner, at, after=True)
+        self.tasks: list[asyncio.Task[Created]] = []
+
+    async def form(self, *log_ins: Coroutine[Any, Any, Created]) -> None:
+        """Return when all of them stand there."""
+        self.tasks = [asyncio.create_task(self._app.log_in("first"))]
+        await self._pause.reached()
+        self.tasks += [asyncio.create_task(log_in) for log_in in log_ins]
+        async with asyncio.timeout(30):
+            while len(self._app.sessions._intake._line) < len(log_ins):
+                await asyncio.sleep(0)
+
+    def release(self) -> None:
+        self._pause.release()
+
+    async def end(self) -> list[Any]:
+        """What became of them, the first of all first."""
+        self.release()
+        async with asyncio.timeout(60):
+            return await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
 async def at_once(app: Process, names: Sequence[str], **options: Any) -> list[Any]:
-    """Log-ins of which all but the first wait in line together, and what became of them."""
-    pause = Pause(app.sessions._intake, "_first", after=True)
-    making = [asyncio.create_task(app.log_in(name, **options)) for name in names]
-    await pause.reached()
-    await waiting(app, len(names) - 1)
-    pause.release()
-    return await asyncio.gather(*making, return_exceptions=True)
-
-
-async def waiting(app: Process, count: int) -> None:
-    """Return when so many stand in line."""
-    async with asyncio.timeout(30):
-        while len(app.sessions._intake._line) < count:
-            await asyncio.sleep(0)
+    """What became of log-ins that waited together."""
+    line = Line(app)
+    await line.form(*(app.log_in(name, **options) for name in names))
+    return (await line.end())[1:]
 
 
 async def count(database: Database, table: Any) -> int:
@@ -108,11 +126,19 @@ async def test_who_waits_together_shares_a_transaction(app: Process) -> None:
     seen = Transactions(app)
     made = await at_once(app, [f"u{number}" for number in range(40)])
     assert all(isinstance(one, Created) for one in made)
-    assert seen.count == 2
+    assert seen.count == 2  # the second is theirs
     again = await at_once(app, [f"u{number}" for number in range(40)], user_agent=SAFARI, ip="198.51.100.7")
     assert seen.count == 4
     assert all(one.new_device for one in again)
     assert not any(one.new_device for one in made)
+
+
+async def test_those_who_come_at_the_same_moment_share_the_first_transaction(app: Process) -> None:
+    seen = Transactions(app)
+    await asyncio.gather(*(app.log_in(f"u{number}") for number in range(100)))
+    assert seen.count == 1
+    await asyncio.gather(*(app.log_in(f"u{number}") for number in range(101)))
+    assert seen.count == 3
 
 
 async def test_who_is_alone_runs_no_more_statements_than_it_takes(app: Process) -> None:
@@ -127,24 +153,17 @@ async def test_a_log_in_that_cannot_be_fails_alone(app: Process) -> None:
     for name in ("blocked", "known"):
         await app.log_in(name)
     await set_status(app.database, "blocked", "suspended")
-    pause = Pause(app.sessions._intake, "_first", after=True)
-    made = [
-        asyncio.create_task(coroutine)
-        for coroutine in (
-            app.log_in("first"),
-            app.log_in("a"),
-            app.log_in("blocked"),
-            app.log_in("stranger", email=None),
-            app.log_in("thief", email="known@example.com"),
-            app.log_in("twin-1", email="twin@example.com"),
-            app.log_in("twin-2", email="twin@example.com"),
-            app.log_in("zoe"),
-        )
-    ]
-    await pause.reached()
-    await waiting(app, 7)
-    pause.release()
-    first, a, blocked, stranger, thief, twin, other, zoe = await asyncio.gather(*made, return_exceptions=True)
+    line = Line(app)
+    await line.form(
+        app.log_in("a"),
+        app.log_in("blocked"),
+        app.log_in("stranger", email=None),
+        app.log_in("thief", email="known@example.com"),
+        app.log_in("twin-1", email="twin@example.com"),
+        app.log_in("twin-2", email="twin@example.com"),
+        app.log_in("zoe"),
+    )
+    first, a, blocked, stranger, thief, twin, other, zoe = await line.end()
     assert [type(one) for one in (first, a, twin, zoe)] == [Created] * 4
     assert isinstance(blocked, UserBlocked)
     assert isinstance(stranger, ConfigurationError)
@@ -167,8 +186,8 @@ async def test_when_a_shared_transaction_fails_each_is_tried_by_itself(app: Proc
     made = await at_once(app, [f"u{number}" for number in range(10)])
     assert failed == 1
     assert all(isinstance(one, Created) for one in made)
-    assert await count(app.database, user_sessions) == 10
-    assert await count(app.database, audit_entries) == 10
+    assert await count(app.database, user_sessions) == 11
+    assert await count(app.database, audit_entries) == 11
     await verify_all(app, [f"u{number}" for number in range(10)])
 
 
@@ -192,13 +211,10 @@ async def test_fifty_log_ins_of_one_user_at_once_leave_as_many_sessions_as_there
 
 
 async def test_whose_caller_goes_away_takes_nobody_along(app: Process) -> None:
-    pause = Pause(app.sessions._intake, "_first", after=True)
-    making = [asyncio.create_task(app.log_in(name)) for name in ("first", "a", "b", "c")]
-    await pause.reached()
-    await waiting(app, 3)
-    making[2].cancel()
-    pause.release()
-    first, a, b, c = await asyncio.gather(*making, return_exceptions=True)
+    line = Line(app)
+    await line.form(*(app.log_in(name) for name in "abc"))
+    line.tasks[2].cancel()
+    first, a, b, c = await line.end()
     assert [type(one) for one in (first, a, b, c)] == [Created, Created, asyncio.CancelledError, Created]
     assert await count(app.database, user_sessions) == 3
 
@@ -217,12 +233,10 @@ async def test_who_goes_away_while_it_is_written_takes_nobody_along(app: Process
 
 
 async def test_when_the_first_goes_away_the_others_go_on(app: Process) -> None:
-    pause = Pause(app.sessions._creation, "make", after=True)
-    making = [asyncio.create_task(app.log_in(name)) for name in ("first", "a", "b")]
-    await pause.reached()
-    await waiting(app, 2)
-    making[0].cancel()
-    first, a, b = await asyncio.gather(*making, return_exceptions=True)
+    line = Line(app, at="make")
+    await line.form(app.log_in("a"), app.log_in("b"))
+    line.tasks[0].cancel()
+    first, a, b = await line.end()
     assert isinstance(first, asyncio.CancelledError)
     assert [type(one) for one in (a, b)] == [Created] * 2
     assert await count(app.database, user_sessions) == 2
@@ -275,11 +289,10 @@ async def test_without_the_database_everybody_is_told_and_nothing_is_half_made(
         place.take_away()
         pause.release()
         async with asyncio.timeout(60):
-            first, *others = await asyncio.gather(*making, return_exceptions=True)
-        assert isinstance(first, Created)
-        assert {type(one) for one in others} == {DatabaseUnavailable}
+            made = await asyncio.gather(*making, return_exceptions=True)
+        assert {type(one) for one in made} == {DatabaseUnavailable}
         for table in (users, user_sessions, audit_entries, audit_heads):
-            assert await count(beside, table) == 1
+            assert await count(beside, table) == 0
         await place.give_back()
         assert len(await asyncio.gather(*(app.log_in(f"u{number}") for number in range(150)))) == 150
 

@@ -1,8 +1,8 @@
 """Intake: log-ins that come at once share a transaction, so that they share its statements and its wait for the disk.
 
-The first goes at once, in its caller's task. Who comes while a transaction is under way waits for its end; then all of
-them go together. A log-in that can't go with others goes by itself: its user is new to somebody else, locked, blocked,
-or has too many sessions. So does each of those whose transaction failed, for it may be the fault of a neighbour.
+Who is alone goes at once, in its caller's task. Who comes while a transaction is under way waits for its end; then all
+of them go together. A log-in that can't go with others goes by itself: its user is blocked, locked by somebody else, or
+has too many sessions. So does each of those whose transaction failed, for it may be the fault of a neighbour.
 """
 
 from __future__ import annotations
@@ -70,17 +70,7 @@ class Intake:
         """Write a session, and what it needs. Raises as `Creation.write`. One transaction, or two. No round trip."""
         if self._closed:
             return await self._creation.write(login)
-        if self._busy:
-            waiting = _Waiting(login)
-            self._line.append(waiting)
-            made = await waiting.answer
-        else:
-            self._busy = True
-            try:
-                with self._patience():
-                    made = await self._first(login)
-            finally:
-                self._go_on()
+        made = await (self._line_up(login) if self._busy else self._lead(login))
         # By another part: the one that failed may have been committed, unknown to us.
         return made or await self._creation.write(self._creation.again(login))
 
@@ -89,6 +79,24 @@ class Intake:
         self._closed = True
         if self._task is not None:
             await end((self._task,))
+
+    async def _lead(self, login: Login) -> Made | None:
+        """Go first; together with those who come in the same turn of the event loop, when there are any."""
+        self._busy = True
+        try:
+            await asyncio.sleep(0)
+            if not self._line:
+                with self._patience():
+                    return await self._first(login)
+            answer = self._line_up(login, ahead=True)
+        finally:
+            self._go_on()
+        return await answer
+
+    def _line_up(self, login: Login, *, ahead: bool = False) -> asyncio.Future[Made | None]:
+        waiting = _Waiting(login)
+        self._line.insert(0 if ahead else len(self._line), waiting)
+        return waiting.answer
 
     async def _first(self, login: Login) -> Made | None:
         """Write a session that nobody stands beside."""
