@@ -17,7 +17,6 @@ from counterseal.accounts.log_in import EnrolledLogIn, LoggedIn, TotpNeeded
 from counterseal.accounts.one_time_token import Purpose, add_token, find_token, use_token
 from counterseal.accounts.refused import INVALID_CREDENTIALS, TICKET_INVALID, Refused, locked
 from counterseal.accounts.totp import Totp
-from counterseal.accounts.totp_config import find_config
 from counterseal.accounts.totp_enrolment import Enrolment
 from counterseal.accounts.totp_policy import find_policy, forget_state
 from counterseal.accounts.totp_verification import Abandoned
@@ -227,10 +226,9 @@ class Authentication:
                 await self._admit(connection, account, password_hash=password_hash)
                 now = backing.now()
                 await add_token(connection, Purpose.LOG_IN, ticket, account.id, now=now, data=data)
-                enrolled = await find_config(connection, account.id, "enabled") is not None
         except Lost as lost:
             return lost.refused
-        return TotpNeeded(ticket, now + Purpose.LOG_IN.lives, enrolled)
+        return TotpNeeded(ticket, now + Purpose.LOG_IN.lives, await self._totp.enrolled(account.id))
 
     async def _admit(self, connection: AsyncConnection, account: Account, **values: Any) -> None:
         """Hold the row of a user, end the row of wrong passwords, and set columns of it.

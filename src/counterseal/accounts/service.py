@@ -114,7 +114,7 @@ class Accounts:
         is made anew. `replacing` is the id of a session of this user that ends with the log-in, such as the one that
         the browser had before: it takes no place of another device, and lives on when the log-in fails.
 
-        One transaction and two that read; at most eight round trips.
+        One transaction and at most three that read; at most eight round trips.
         """
         return await self._authentication.log_in(
             email=email,

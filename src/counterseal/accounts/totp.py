@@ -7,7 +7,7 @@ from typing import Any
 
 from counterseal.accounts.backing import Backing, Client
 from counterseal.accounts.refused import Refused
-from counterseal.accounts.totp_config import forget_failures
+from counterseal.accounts.totp_config import find_config, forget_failures
 from counterseal.accounts.totp_enrolment import BackupCodes, Disabled, Enrolling, Enrolment
 from counterseal.accounts.totp_guesses import Guesses
 from counterseal.accounts.totp_policy import TotpState, find_policy, find_state, forget_state, read_state
@@ -137,6 +137,18 @@ class Totp:
             return policy.needs(Context(context))
         except Exception as fault:  # noqa: BLE001 - whatever it is, nobody gets in by it
             logger.warning("a TOTP policy can't be read, so a code is needed (%s)", type(fault).__name__)
+            return True
+
+    async def enrolled(self, user_id: str) -> bool:
+        """Whether a user has a factor that is enabled, by the database; what it can't tell counts as yes.
+
+        No round trip; one transaction that reads. Never raises.
+        """
+        try:
+            async with self._backing.database.read() as connection:
+                return await find_config(connection, user_id, "enabled") is not None
+        except Exception as fault:  # noqa: BLE001 - setting one up is refused elsewhere, by the row itself
+            logger.warning("whether a second factor is enabled can't be read (%s)", type(fault).__name__)
             return True
 
     async def state(self, user_id: str) -> TotpState:
