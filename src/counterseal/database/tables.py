@@ -155,6 +155,8 @@ Index(
 Index(
     None,
     user_sessions.c.revoked_at,
+    user_sessions.c.user_id,
+    user_sessions.c.session_id,
     postgresql_where=text("state = 'revoked'"),
     sqlite_where=text("state = 'revoked'"),
 )

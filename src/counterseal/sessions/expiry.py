@@ -6,14 +6,15 @@ In small transactions, and with a pause after each as long as it took: whoever l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import delete, func, literal_column, select, tuple_, update
+from sqlalchemy import bindparam, delete, func, literal_column, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.core.errors import DatabaseUnavailable
+from counterseal.database.columns import Ts
 from counterseal.database.tables import session_step_ups, user_sessions, users
 from counterseal.sessions.backing import AuditDraft, Backing, account_stream
 from counterseal.sessions.rows import read_everybody
@@ -30,6 +31,22 @@ _KEY: Final = tuple_(_s.user_id, _s.session_id)
 # A literal, for an index of the rows of one state is of use to a statement that names it.
 _ACTIVE: Final = _s.state == literal_column("'active'")
 _DUE: Final = select(_s.user_id, _s.session_id).where(_ACTIVE).with_for_update(skip_locked=True)
+
+_up = session_step_ups.c
+# Once for each session, which is found by its key: in a list of keys SQLite would look for every session that there is.
+_MARK: Final = (
+    update(user_sessions)
+    .where(_s.user_id == bindparam("of_user"), _s.session_id == bindparam("of_part"))
+    .values(
+        state="revoked",
+        revoked_at=bindparam("now", type_=Ts()),
+        revoke_reason=Reason.EXPIRED.value,
+        version=_s.version + 1,
+    )
+)
+_FORGET_STEP_UPS: Final = delete(session_step_ups).where(
+    _up.user_id == bindparam("of_user"), _up.session_id == bindparam("of_part")
+)
 
 _Key = tuple[str, str]
 
@@ -157,19 +174,11 @@ async def _of_free_users(connection: AsyncConnection, due: Sequence[_Key]) -> li
     return [key for key in due if key[0] in ids]
 
 
-async def _end(connection: AsyncConnection, due: Collection[_Key], now_ms: int) -> None:
-    await connection.execute(
-        update(user_sessions)
-        .where(_KEY.in_(due), _ACTIVE)
-        .values(
-            state="revoked",
-            revoked_at=instant(now_ms),
-            revoke_reason=Reason.EXPIRED.value,
-            version=_s.version + 1,
-        )
-    )
-    shown = session_step_ups.c
-    await connection.execute(delete(session_step_ups).where(tuple_(shown.user_id, shown.session_id).in_(due)))
+async def _end(connection: AsyncConnection, due: Sequence[_Key], now_ms: int) -> None:
+    given = [{"of_user": user_id, "of_part": part} for user_id, part in due]
+    now = instant(now_ms)
+    await connection.execute(_MARK, [one | {"now": now} for one in given])
+    await connection.execute(_FORGET_STEP_UPS, given)
 
 
 def _drafts(due: Sequence[_Key]) -> list[AuditDraft]:

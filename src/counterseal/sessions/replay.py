@@ -22,16 +22,14 @@ _AT_ONCE: Final = 64
 """So many users are written at the same time: more would keep everybody else's calls waiting."""
 
 _s = user_sessions.c
-_AT: Final = bindparam("at", type_=Ts())
 # Of what has ended by time Redis knows by itself. The state is a literal, so that the index of revoked rows is of use.
 _REVOKED: Final = (
     select(_s.revoked_at, _s.user_id, _s.session_id, _s.epoch, users.c.session_epoch)
     .join_from(user_sessions, users, users.c.id == _s.user_id)
     .where(
         _s.state == literal_column("'revoked'"),
-        _s.revoked_at >= _AT,
         tuple_(_s.revoked_at, _s.user_id, _s.session_id)
-        > tuple_(_AT, bindparam("of_user"), bindparam("of_part")),
+        > tuple_(bindparam("at", type_=Ts()), bindparam("of_user"), bindparam("of_part")),
         _s.absolute_expires_at > bindparam("now", type_=Ts()),
         _s.revoke_reason != Reason.EXPIRED.value,
     )

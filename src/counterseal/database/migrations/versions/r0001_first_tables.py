@@ -392,9 +392,9 @@ def _sessions() -> None:
         sqlite_where=sa.text("state = 'active'"),
     )
     op.create_index(
-        op.f("ix_user_sessions_revoked_at"),
+        op.f("ix_user_sessions_revoked_at_user_id_session_id"),
         "user_sessions",
-        ["revoked_at"],
+        ["revoked_at", "user_id", "session_id"],
         schema=SCHEMA,
         postgresql_where=sa.text("state = 'revoked'"),
         sqlite_where=sa.text("state = 'revoked'"),
