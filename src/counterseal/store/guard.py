@@ -23,7 +23,19 @@ _STATEFUL_CLIENT = frozenset(("REPLY", "TRACKING", "CACHING", "NO-EVICT", "NO-TO
 _LONGEST = max(map(len, _STATEFUL | _BLOCKING | _BLOCKING_BY_OPTION | {"CLIENT"}))
 PLAIN: frozenset[Argument] = frozenset(
     form
-    for name in ("GET", "SET", "MGET", "DEL", "UNLINK", "EVALSHA", "HGET", "HMGET", "HGETALL", "PING", "PUBLISH")
+    for name in (
+        "GET",
+        "SET",
+        "MGET",
+        "DEL",
+        "UNLINK",
+        "EVALSHA",
+        "HGET",
+        "HMGET",
+        "HGETALL",
+        "PING",
+        "PUBLISH",
+    )
     for form in (name, name.lower(), name.encode())
 )
 """Names that need no second look, as they are usually written."""
