@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -80,7 +81,8 @@ class Postgres(Running):
         """SIGCONT, to all that were frozen."""
         assert self._process is not None
         for backend in self._backends():
-            os.kill(backend, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(backend, signal.SIGCONT)
         thaw_process(self._process)
 
     def stop(self) -> None:
@@ -111,6 +113,8 @@ class Postgres(Running):
         """Every process of the server but the first."""
         assert self._process is not None
         first = self._process.pid
+        if self._process.poll() is not None:
+            return []
         return [int(pid) for pid in Path(f"/proc/{first}/task/{first}/children").read_text().split()]
 
     def _ready_or_ended(self) -> str | None:
