@@ -8,9 +8,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
+from counterseal.core.errors import StoreUnavailable
 from counterseal.database.engine import Database
-from support.databases import Databases
+from counterseal.database.tables import audit_heads
+from counterseal.sessions.outage import Outage
+from support.databases import Databases, Place
 from support.servers import Server
 from support.session_faults import (
     BRIEF,
@@ -180,3 +184,77 @@ async def test_a_process_that_still_has_the_database_believes_it_no_more_of_what
         assert await far.sessions.get(made.session_id) is None
         new = await far.log_in()
         assert await far.sessions.get(new.session_id) is not None
+
+
+async def test_the_damaged_key_of_one_user_keeps_nobody_else_from_redis(
+    app: tuple[Process, Server],
+) -> None:
+    one, server = app
+    made, other = await one.log_in("zed"), await one.log_in("ada")
+    await one.sessions.get(other.session_id)
+    server.execute("DEL", KEYS.session_index("zed"))
+    server.execute("SET", KEYS.session_index("zed"), "damaged", "EX", 3600)
+    assert (await one.sessions.revoke(made.session_id)).ended == 1
+    assert await one.sessions.get(made.session_id) is None
+    one.sessions._backing.outage.begin()
+
+    async def is_over() -> bool:
+        return await one.sessions.get(other.session_id) is not None and not one.sessions._backing.outage.lasts
+
+    await eventually(is_over)
+    hits = one.sessions.counts.hits
+    for _ in range(10):
+        assert await one.sessions.get(other.session_id) is not None
+    assert one.sessions.counts.hits == hits + 10
+    assert await one.sessions.get(made.session_id) is None
+
+
+async def test_a_replay_that_fails_is_not_tried_again_at_once() -> None:
+    tries: list[int] = []
+
+    async def refuse(since_ms: int) -> None:
+        tries.append(since_ms)
+        raise StoreUnavailable("no")
+
+    outage = Outage(lambda: 100_000, refuse)
+    for _ in range(50):
+        with pytest.raises(StoreUnavailable):
+            await outage.end()
+    assert len(tries) < 5
+    await eventually(lambda: outage._not_before_s <= asyncio.get_running_loop().time())
+    with pytest.raises(StoreUnavailable):
+        await outage.end()
+    assert set(tries) == {40_000}
+    assert outage.lasts
+
+
+@pytest.mark.parametrize("place", ["postgresql"], indirect=True)
+async def test_nobody_waits_for_a_lock_on_the_data_of_somebody_else(
+    valkey: Server, database: Database, place: Place
+) -> None:
+    async with store_on(valkey) as store, process(store, database) as one, place.database() as beside:
+        await one.log_in("ada")
+        async with beside.begin() as connection:
+            await connection.execute(
+                select(audit_heads.c.seq).where(audit_heads.c.stream == "account:ada").with_for_update()
+            )
+            blocked = asyncio.create_task(one.log_in("ada"))
+            others = [asyncio.create_task(one.log_in(f"user{number}")) for number in range(20)]
+            async with asyncio.timeout(15):
+                await asyncio.gather(*others)
+            late = [asyncio.create_task(one.log_in(f"late{number}")) for number in range(20)]
+            async with asyncio.timeout(15):
+                await asyncio.gather(*late)
+            assert not blocked.done()
+        assert await one.sessions.get((await blocked).session_id) is not None
+
+
+async def test_a_log_in_after_a_barrier_that_lies_ahead_waits_for_it(app: tuple[Process, Server]) -> None:
+    one, server = app
+    await one.log_in()
+    barriers = KEYS.session_barriers("ada")
+    server.execute("HSET", barriers, "*", one.store.now_ms() + 150)
+    server.execute("EXPIRE", barriers, 3600)
+    made = await one.log_in()
+    assert await one.sessions.get(made.session_id) is not None
+    assert len(await one.sessions.list("ada")) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from counterseal.accounts.totp_enrolment import Enrolment
 from counterseal.accounts.totp_policy import find_policy, forget_state
 from counterseal.accounts.totp_verification import Abandoned
 from counterseal.accounts.user import User
+from counterseal.core.errors import DatabaseError
 from counterseal.core.tokens import new_secret
 from counterseal.database.tables import users
 from counterseal.ratelimit.decision import Decision
@@ -147,8 +149,11 @@ class Authentication:
         if isinstance(made, Refused):
             return made
         session_id = made.session.session_id
-        await backing.sessions.set_totp_verified(session_id, Context.LOGIN)
         await backing.sessions.revoke_others(session_id, reason=Reason.MFA_CHANGE)
+        with suppress(
+            DatabaseError
+        ):  # the session says how its user came in, and the codes are shown but once
+            await backing.sessions.set_totp_verified(session_id, Context.LOGIN)
         await forget_state(backing, account.id)
         return EnrolledLogIn(made, first.codes)
 

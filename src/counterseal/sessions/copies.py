@@ -36,6 +36,7 @@ _REVOKE_USER: Final = load_script("counterseal.sessions", "revoke_user")
 _RAISE: Final = load_script("counterseal.sessions", "raise")
 
 _COMPLAIN_EVERY_MS: Final = 60_000
+_ENDING: Final = frozenset({"revoke", "revoke_user", "raise"})
 _READ_LATELY: Final = 4096
 GLOBAL_EVERY_MS: Final = 1_000
 """How old the epoch of all sessions may be."""
@@ -67,6 +68,8 @@ class Ended(StrEnum):
     """There is a tombstone."""
     FORMER_EPOCH = "former_epoch"
     """All sessions of the user, or of everybody, were ended."""
+    BEHIND = "behind"
+    """What was made until a time was ended while the database was down."""
 
 
 class Which(StrEnum):
@@ -106,6 +109,21 @@ class Presented:
         return 0 if self.session is None else self.session.last_used_ms
 
 
+class Refused(StoreUnavailable):
+    """Redis answered a call with an error. `kind` is its first word."""
+
+    passing: Final = frozenset({"OOM", "READONLY", "NOREPLICAS", "MISCONF", "NOPERM", "NOAUTH"})
+
+    def __init__(self, kind: str) -> None:
+        super().__init__("Redis can't keep sessions now")
+        self.kind = kind
+
+    @property
+    def is_of_the_server(self) -> bool:
+        """Whether it would refuse every such call, whosever session it is about."""
+        return self.kind in self.passing
+
+
 class Copies:
     """Reads and writes them. Raises `StoreUnavailable` when Redis does not answer; `on_loss` is called then.
 
@@ -118,7 +136,7 @@ class Copies:
         self._keys = keys
         self._longest_ms = longest_ms
         self._on_loss = on_loss
-        self._complained_ms = -_COMPLAIN_EVERY_MS
+        self._complained_ms: dict[str, int] = {}
         self._facts = lru_cache(_READ_LATELY)(self._read_facts)
         """They don't change, and those of a session in use are asked for again and again."""
         self.place: Callable[[str], Place | None] = lru_cache(_READ_LATELY)(self._find_place)
@@ -169,6 +187,7 @@ class Copies:
         """
         facts = row.facts
         reply = await self._run(
+            "fill",
             self._store.run(
                 _FILL,
                 entry=self._keys.session(row.user_id, row.part),
@@ -194,36 +213,38 @@ class Copies:
                 ended_ttl_ms=self._longest_ms,
                 prefix=f"{self._keys.sessions_of(row.user_id)}s:",
                 ended=[escape(part) for part in ended],
-            )
+            ),
         )
         fields = _items(reply)
         if fields[0] == b"r":
             return Ended.REVOKED
-        if fields[0] == b"e":
-            return Ended.FORMER_EPOCH
+        if fields[0] in (b"e", b"b"):
+            return Ended.FORMER_EPOCH if fields[0] == b"e" else Ended.BEHIND
         return self._session(session_id_of(row.user_id, row.part), row.user_id, *fields[1:])
 
     async def touch(self, user_id: str, part: str, now_ms: int) -> bool:
         """Note that a live session was used; whether it is live here."""
         reply = await self._run(
+            "touch",
             self._store.run(
                 _TOUCH,
                 entry=self._keys.session(user_id, part),
                 index=self._keys.session_index(user_id),
                 part=escape(part),
                 now_ms=now_ms,
-            )
+            ),
         )
         return reply == 1
 
     async def note_step_ups(self, user_id: str, part: str, step_ups: Sequence[StepUp]) -> None:
         """Note which second factors were shown, for display."""
         await self._run(
+            "step_ups",
             self._store.run(
                 _STEP_UPS,
                 entry=self._keys.session(user_id, part),
                 step_ups=_step_ups_text(step_ups),
-            )
+            ),
         )
 
     async def rotate(
@@ -252,10 +273,10 @@ class Copies:
             global_epoch=self.global_epoch or 0,
         )
         if now_ms < self.global_until_ms:
-            reply = await self._run(call)
+            reply = await self._run("rotate", call)
         else:
             # Both begin in one turn of the loop, so they leave together.
-            reply, epoch = await self._run(asyncio.gather(call, self._ask_global()))
+            reply, epoch = await self._run("rotate", asyncio.gather(call, self._ask_global()))
             self._hear_global(epoch, now_ms)
         what, *fields = _items(reply)
         turn = Turn(_text(what))
@@ -277,13 +298,14 @@ class Copies:
     async def revoke(self, user_id: str, parts: Sequence[str]) -> int:
         """Leave tombstones in place of sessions, also of those that have no copy; how many had one."""
         reply = await self._run(
+            "revoke",
             self._store.run(
                 _REVOKE,
                 index=self._keys.session_index(user_id),
                 prefix=f"{self._keys.sessions_of(user_id)}s:",
                 ttl_ms=self._longest_ms,
                 parts=[escape(part) for part in parts],
-            )
+            ),
         )
         return reply if isinstance(reply, int) else 0
 
@@ -302,6 +324,7 @@ class Copies:
         and that the database can't name now. Returns the epoch and how many were live.
         """
         reply = await self._run(
+            "revoke_user",
             self._store.run(
                 _REVOKE_USER,
                 index=self._keys.session_index(user_id),
@@ -313,43 +336,60 @@ class Copies:
                 keep="" if keep is None else escape(keep),
                 at_least=at_least,
                 barrier_ms="" if barrier_ms is None else barrier_ms,
-            )
+            ),
         )
         epoch, *ended = _items(reply)
         return int(_text(epoch)), len(ended)
 
     async def shorten(self, user_id: str, part: str) -> None:
         """Keep the tombstone of a session that nobody knows for two minutes only."""
-        await self._run(self._store.command("PEXPIRE", self._keys.session(user_id, part), STRANGER_MS, "LT"))
+        await self._run(
+            "shorten", self._store.command("PEXPIRE", self._keys.session(user_id, part), STRANGER_MS, "LT")
+        )
+
+    async def read_global(self, now_ms: int) -> int | None:
+        """The epoch of all sessions; None when Redis does not know it."""
+        self._hear_global(await self._run("read", self._ask_global()), now_ms)
+        return self.global_epoch
 
     async def raise_global(self, epoch: int, now_ms: int) -> None:
         """Make the epoch of all sessions at least `epoch`."""
         reply = await self._run(
-            self._store.run(_RAISE, epoch=self._global_key, at_least=epoch, ttl_ms=_GLOBAL_TTL_MS)
+            "raise", self._store.run(_RAISE, epoch=self._global_key, at_least=epoch, ttl_ms=_GLOBAL_TTL_MS)
         )
         self._know_global(reply if isinstance(reply, int) else epoch, now_ms)
 
     async def tell(self, message: str) -> None:
         """Tell whoever listens that sessions have ended."""
-        await self._run(self._store.command("PUBLISH", self._keys.sessions_ended(), message))
+        await self._run("tell", self._store.command("PUBLISH", self._keys.sessions_ended(), message))
 
-    async def _run(self, call: Awaitable[_T]) -> _T:
+    async def _run(self, what: str, call: Awaitable[_T]) -> _T:
+        """The answer to a call."""
         try:
             return await call
         except StoreError as error:
-            raise self.unavailable(error) from error
+            raise self.unavailable(what, error) from error
 
-    def unavailable(self, error: StoreError) -> StoreUnavailable:
-        """What became of a call: Redis can't serve. One that answers with errors (full, read-only) can't either."""
-        self._on_loss()
+    def unavailable(self, what: str, error: StoreError) -> StoreUnavailable:
+        """What became of a call: Redis can't serve it. One that answers with an error (full, read-only) can't either.
+
+        Where it refuses to end sessions of anybody that is a loss: what it has lacks their end from now on.
+        """
         if isinstance(error, StoreUnavailable):
+            self._on_loss()
             return error
+        self._complain(what, error)
+        refused = Refused(error.kind if isinstance(error, CommandError) else error.code)
+        if what in _ENDING and refused.is_of_the_server:
+            self._on_loss()
+        return refused
+
+    def _complain(self, what: str, error: StoreError) -> None:
+        """Say once a minute which call was refused, and how. What the server says names no arguments."""
         now_ms = self._store.now_ms()
-        if now_ms - self._complained_ms >= _COMPLAIN_EVERY_MS:
-            self._complained_ms = now_ms
-            kind = error.kind if isinstance(error, CommandError) else error.code
-            logger.error("Redis refuses the calls of sessions: %s", kind)
-        return StoreUnavailable("Redis can't keep sessions now")
+        if now_ms - self._complained_ms.get(what, -_COMPLAIN_EVERY_MS) >= _COMPLAIN_EVERY_MS:
+            self._complained_ms[what] = now_ms
+            logger.error("Redis refuses the call %r of sessions: %.200s", what, str(error).splitlines()[0])
 
     async def _with_global(self, asked: Awaitable[Reply], now_ms: int) -> Reply:
         told = self._command("GET", self._global_key)  # leaves with the other one

@@ -5,6 +5,7 @@ The database decides, with the user's row locked; then Redis gets the copy and t
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
@@ -44,7 +45,9 @@ from counterseal.sessions.row import Row
 from counterseal.sessions.rows import lock_sessions, read_rows_of
 from counterseal.sessions.session import Created, Facts, Profile, Reason
 
-_ATTEMPTS: Final = 2
+_ATTEMPTS: Final = 3
+_AHEAD_S: Final = 0.1
+"""How far the clock may be ahead of whoever has ended all sessions: what is made now would be older than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,7 @@ class Creation:
             await backing.pending.settle()
             await self._endings.adopt_epoch(login.user_id, made.row.user_epoch)
             login = self.again(login)
+            await asyncio.sleep(_AHEAD_S)
         raise UserBlocked("all sessions of the user were ended at this moment")
 
     async def write(self, login: Login, also: Also | None = None) -> Made:
@@ -247,7 +251,7 @@ class Creation:
             except StoreUnavailable:
                 pass  # the database has it, and the outbox has the tombstones
             else:
-                if copy is Ended.FORMER_EPOCH:
+                if copy in (Ended.FORMER_EPOCH, Ended.BEHIND):
                     return None
                 if copy is Ended.REVOKED:
                     revocation = await self._endings.revoke(row.user_id, row.part, Reason.USER)

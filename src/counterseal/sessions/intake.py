@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.core.background import end
@@ -33,7 +34,8 @@ from counterseal.sessions.lifetime import lifetime
 logger = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 100
-_LONG_S: Final = 2.0
+_LONG_S: Final = 0.5
+_LOCK_TIMEOUT: Final = "SET LOCAL lock_timeout = '200ms'"
 
 
 @dataclass(slots=True)
@@ -64,11 +66,12 @@ class Intake:
         self._line: list[_Waiting] = []
         self._busy = False
         self._closed = False
+        self._stuck = False
         self._task: asyncio.Task[None] | None = None
 
     async def write(self, login: Login) -> Made:
         """Write a session, and what it needs. Raises as `Creation.write`. One transaction, or two. No round trip."""
-        if self._closed:
+        if self._closed or self._stuck:
             return await self._creation.write(login)
         made = await (self._line_up(login) if self._busy else self._lead(login))
         # By another part: the one that failed may have been committed, unknown to us.
@@ -139,15 +142,17 @@ class Intake:
 
     @contextmanager
     def _patience(self) -> Generator[None]:
-        """Around a transaction. When it fails and has taken long, nobody waits for the next one."""
-        now = asyncio.get_running_loop().time
-        began = now()
+        """Around a transaction. When it takes long, as behind somebody's lock, nobody else waits for its end."""
+        overdue = asyncio.get_running_loop().call_later(_LONG_S, self._give_way)
         try:
             yield
-        except Exception:
-            if now() - began > _LONG_S:
-                self._dismiss()
-            raise
+        finally:
+            overdue.cancel()
+            self._stuck = False
+
+    def _give_way(self) -> None:
+        self._stuck = True
+        self._dismiss()
 
     def _dismiss(self) -> None:
         """Let everybody in line go by themselves."""
@@ -160,6 +165,8 @@ class Intake:
         try:
             with self._patience():
                 async with self._backing.database.begin() as connection:
+                    if connection.dialect.name == "postgresql":
+                        await connection.execute(text(_LOCK_TIMEOUT))
                     written = await self._write(connection, members)
             made = written
         except Exception as fault:  # noqa: BLE001 - whatever it was, each is tried by itself, and told

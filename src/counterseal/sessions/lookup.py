@@ -50,7 +50,7 @@ class Lookup:
         try:
             reply = await copies.ask(place, now_ms)
         except StoreError as error:
-            return await self._alone(place, now_ms, copies.unavailable(error))
+            return await self._alone(place, now_ms, copies.unavailable("read", error))
         session = copies.read(session_id, place.user_id, reply)
         if isinstance(session, Ended) or (session is not None and now_ms >= session.facts.absolute_ms):
             return None

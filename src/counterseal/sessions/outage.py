@@ -21,6 +21,9 @@ BEFORE_MS: Final = 60_000
 PATIENCE_S: Final = 0.05
 """How long a replay is waited for. Who does not find it at its end asks the database."""
 
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
+
 
 class Outage:
     """One process' view. It begins as an outage: what happened before the process started is not known either."""
@@ -32,6 +35,8 @@ class Outage:
         self._lost = 0
         self._ending: asyncio.Task[None] | None = None
         self._began_s = 0.0
+        self._failures = 0
+        self._not_before_s = 0.0
 
     @property
     def lasts(self) -> bool:
@@ -53,6 +58,10 @@ class Outage:
         clock = asyncio.get_running_loop().time
         ending = self._ending
         if ending is None or ending.done():
+            if clock() < self._not_before_s:
+                raise StoreUnavailable(
+                    "what was revoked while Redis was away could not be written to it just now"
+                )
             ending = asyncio.create_task(self._end(), name="counterseal: replay revocations")
             ending.add_done_callback(_look_at)
             self._ending, self._began_s = ending, clock()
@@ -69,7 +78,14 @@ class Outage:
     async def _end(self) -> None:
         while (since_ms := self._since_ms) is not None:
             lost = self._lost
-            await self._replay(since_ms - BEFORE_MS)
+            try:
+                await self._replay(since_ms - BEFORE_MS)
+            except BaseException:
+                self._failures += 1
+                pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10))
+                self._not_before_s = asyncio.get_running_loop().time() + pause_s
+                raise
+            self._failures = 0
             if lost == self._lost:  # else it was lost again, and what was revoked since is not there
                 self._since_ms = None
 

@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, literal_column, select, tuple_
 from counterseal.database.columns import Ts
 from counterseal.database.tables import user_sessions, users
 from counterseal.sessions.backing import Backing
-from counterseal.sessions.copies import Which
+from counterseal.sessions.copies import Copies, Refused, Which
 from counterseal.sessions.rows import read_everybody
 from counterseal.sessions.session import Reason, instant
 
@@ -58,8 +58,9 @@ class Replay:
         backing = self._backing
         async with backing.database.read() as connection:
             everybody = await read_everybody(connection)
-        if everybody:
-            await backing.copies.raise_global(everybody, backing.now_ms())
+        now_ms = backing.now_ms()
+        if everybody > (await backing.copies.read_global(now_ms) or 0):
+            await backing.copies.raise_global(everybody, now_ms)
         after = (instant(since_ms), "", "")
         while page := await self._page(*after):
             revoked = _by_user(page)
@@ -74,6 +75,15 @@ class Replay:
 
     async def _write(self, revoked: _Revoked) -> None:
         copies = self._backing.copies
+        try:
+            await self._lay(copies, revoked)
+        except Refused as refused:
+            # The damaged key of one user must not keep everybody from Redis; it was complained of.
+            if refused.is_of_the_server:
+                raise
+
+    @staticmethod
+    async def _lay(copies: Copies, revoked: _Revoked) -> None:
         if revoked.epoch is not None:
             await copies.revoke_user(revoked.user_id, Which.FORMER, at_least=revoked.epoch)
         await copies.revoke(revoked.user_id, revoked.parts)

@@ -2,8 +2,8 @@
 -- keys: entry index epoch barriers
 -- args: part now_ms version user_epoch session_epoch facts last_ms checked_ms cur prev rotated_ms successor step_ups
 --   ttl_ms instead_of created_ms ended_ttl_ms prefix ended...
--- returns: state (a: live, r: revoked, e: of a former epoch) and, of a live one, live, facts and step_ups as they are
---   stored now; `instead_of` is the version and token that may be replaced although they are newer
+-- returns: state (a: live, r: revoked, e: of a former epoch, b: ended behind a barrier) and, of a live one, live, facts
+--   and step_ups as they are stored now; `instead_of` is the version and token that may be replaced, though newer
 -- ttl: entry by ttl_ms, or what it had; index and epoch as long as any entry; a tombstone as its entry, or ended_ttl_ms
 local entry, index, epoch = KEYS[1], KEYS[2], KEYS[3]
 local part, now, version = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -51,7 +51,7 @@ for i = 1, #barriers, 2 do
     redis.call('HSET', entry, 'live', 'r')
     redis.call('PEXPIRE', entry, ARGV[14])
     redis.call('ZREM', index, part)
-    return { 'r' }
+    return { 'b' }
   end
 end
 if session_epoch < stored_epoch then
