@@ -28,7 +28,7 @@ from support.session_faults import (
     rows,
 )
 from support.sessions import KEYS, Process, process
-from support.stores import store_on
+from support.stores import native_store, store_on
 from support.waiting import eventually
 
 
@@ -258,3 +258,26 @@ async def test_a_log_in_after_a_barrier_that_lies_ahead_waits_for_it(app: tuple[
     made = await one.log_in()
     assert await one.sessions.get(made.session_id) is not None
     assert len(await one.sessions.list("ada")) == 2
+
+
+async def test_a_user_without_channels_reads_from_redis_all_the_same(
+    servers: Callable[..., Server], database: Database
+) -> None:
+    server = servers()
+    server.execute("ACL", "SETUSER", "quiet", "on", ">secret", "~*", "+@all", "resetchannels")
+    async with (
+        native_store(server, user="quiet", password="secret") as store,
+        process(store, database) as one,
+    ):
+        made, other = await one.log_in(), await one.log_in("bob")
+
+        async def is_hit() -> bool:
+            hits = one.sessions.counts.hits
+            assert await one.sessions.get(made.session_id) is not None
+            return one.sessions.counts.hits > hits
+
+        await eventually(is_hit)
+        assert (await one.sessions.revoke(other.session_id)).ended == 1
+        assert not one.sessions._backing.outage.lasts
+        assert await is_hit()
+        assert await one.sessions.get(other.session_id) is None

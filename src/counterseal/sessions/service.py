@@ -23,7 +23,7 @@ from typing import Final, Self
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.core.background import Background, full_jitter
-from counterseal.core.errors import CountersealError, DatabaseError, StoreError
+from counterseal.core.errors import CommandError, CountersealError, DatabaseError, StoreError
 from counterseal.core.keyring import Keyring
 from counterseal.core.settings import SessionSettings
 from counterseal.database.engine import Database
@@ -70,6 +70,7 @@ from counterseal.sessions.uses import Uses
 from counterseal.store.base import Gap, Store
 from counterseal.store.keys import Keys
 
+_REFUSED_S: Final = 60.0
 STEP_UP_AGE: Final = timedelta(seconds=300)
 
 _PATIENCE_S: Final = 5.0  # whoever starts waits for longer than a request does
@@ -466,7 +467,7 @@ class Sessions:
         """Notice at once that Redis is gone, also while nobody asks for a session, and make good what it missed."""
         attempt = 0
         while True:
-            with suppress(StoreError):
+            try:
                 async with self._store.subscribe(
                     self._channel, on_loss=self._backing.outage.begin
                 ) as messages:
@@ -475,6 +476,12 @@ class Sessions:
                         if isinstance(message, Gap) and self._backing.outage.lasts:
                             with suppress(CountersealError):
                                 await self._lookup.trust()
-            self._backing.outage.begin()
+            except CommandError as refused:
+                # A user without the channel: then an outage is noticed by whoever asks for a session.
+                self._backing.copies.unavailable("subscribe", refused)
+                await asyncio.sleep(_REFUSED_S)
+                continue
+            except StoreError:
+                self._backing.outage.begin()
             attempt += 1
             await asyncio.sleep(full_jitter(attempt, longest=2.0))
