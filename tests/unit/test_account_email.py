@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from counterseal.accounts.email import counted_as, domain_of, normal_email
+from counterseal.core.email import counted_as, domain_of, normal_email
 
 
 @pytest.mark.parametrize(

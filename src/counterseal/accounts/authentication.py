@@ -11,7 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.accounts.account import Account, find_account
 from counterseal.accounts.backing import Backing, Client, Lost
-from counterseal.accounts.email import counted_as, normal_email
 from counterseal.accounts.events import AccountLocked
 from counterseal.accounts.lockout import end_row, find_lock, note_wrong_password
 from counterseal.accounts.log_in import EnrolledLogIn, LoggedIn, TotpNeeded
@@ -22,6 +21,7 @@ from counterseal.accounts.totp_enrolment import Enrolment
 from counterseal.accounts.totp_policy import find_policy, forget_state
 from counterseal.accounts.totp_verification import Abandoned
 from counterseal.accounts.user import User
+from counterseal.core.email import counted_as, normal_email
 from counterseal.core.errors import DatabaseError
 from counterseal.core.tokens import new_secret
 from counterseal.database.tables import users

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.accounts.account import Account
 from counterseal.accounts.attempts import insert_attempts
-from counterseal.accounts.email import counted_as
+from counterseal.core.email import counted_as
 from counterseal.database.tables import auth_attempts, users
 
 WRONG_IN_ROW: Final = 5

@@ -11,7 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from counterseal.accounts.account import Account, find_account
 from counterseal.accounts.authentication import Authentication
 from counterseal.accounts.backing import Backing, Client, Lost
-from counterseal.accounts.email import counted_as, normal_email
 from counterseal.accounts.events import EmailVerificationRequested, PasswordChanged, PasswordResetRequested
 from counterseal.accounts.lockout import end_row
 from counterseal.accounts.log_in import LoggedIn
@@ -26,6 +25,7 @@ from counterseal.accounts.refused import (
     Refused,
 )
 from counterseal.accounts.user import Status, User
+from counterseal.core.email import counted_as, normal_email
 from counterseal.core.tokens import hash_token, new_secret
 from counterseal.database.columns import Bytes, Ts
 from counterseal.database.tables import one_time_tokens, users

@@ -10,13 +10,13 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.accounts.backing import Backing, Client
-from counterseal.accounts.email import domain_of, normal_email
 from counterseal.accounts.events import EmailVerificationRequested, UserCreated
 from counterseal.accounts.log_in import LoggedIn
 from counterseal.accounts.one_time_token import Purpose, add_token
 from counterseal.accounts.password import weakness
 from counterseal.accounts.refused import EMAIL_INVALID, EMAIL_TAKEN, NAME_INVALID, Refused
 from counterseal.accounts.user import User, select_user, user_of
+from counterseal.core.email import domain_of, normal_email
 from counterseal.core.errors import Conflict
 from counterseal.core.tokens import new_secret, uuid7
 from counterseal.database.tables import users

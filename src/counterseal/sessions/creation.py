@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import unicodedata
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from counterseal.core.email import normal_email
 from counterseal.core.errors import (
     ConfigurationError,
     DatabaseUnavailable,
@@ -298,15 +297,13 @@ def _is_new_device(login: Login, seen: Sequence[tuple[str | None, str | None]]) 
 
 
 def _checked_email(email: str) -> str:
-    """An address as it is stored: NFC and lower case. Raises `ConfigurationError`."""
-    text = unicodedata.normalize("NFC", email).strip().lower()
-    name, at, domain = text.rpartition("@")
-    if not (name and at and domain) or len(text) > 254 or not text.isprintable() or " " in text:
-        raise ConfigurationError("email: expected an address of at most 254 characters, with an @")
-    return text
+    """An address as it is stored. Raises `ConfigurationError`."""
+    normal = normal_email(email)
+    if normal is None:
+        raise ConfigurationError("email: expected an address of at most 254 bytes, with one @ and a domain")
+    return normal
 
 
-@lru_cache(1024)
 def _checked_name(full_name: str) -> str:
     if "\0" in full_name:
         raise ConfigurationError("full_name: expected text without NUL, which PostgreSQL can't keep")
