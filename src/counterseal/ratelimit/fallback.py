@@ -10,6 +10,7 @@ from typing import Final, TypeVar, cast
 
 import msgspec
 
+from counterseal.core.complaints import Complaints
 from counterseal.core.errors import CommandError, StoreError, StoreUnavailable
 from counterseal.ratelimit.decision import Decision, Reason, instant
 from counterseal.ratelimit.local import Subject
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 ELSEWHERE_WITHIN: Final = timedelta(seconds=2)
 """How long counting elsewhere may take."""
 
-_COMPLAIN_EVERY_MS: Final = 60_000
 
 _T = TypeVar("_T")
 
@@ -33,7 +33,7 @@ class Fallback:
         self._open = without_redis is WithoutRedis.OPEN
         self._elsewhere = None if isinstance(without_redis, WithoutRedis) else without_redis
         self._processes = processes
-        self._complained_ms: dict[str, int] = {}
+        self._complaints = Complaints(logger)
 
     @property
     def warm(self) -> bool:
@@ -102,10 +102,7 @@ class Fallback:
         return answer
 
     def _log(self, message: str, what: str, now_ms: int) -> None:
-        """Log, each message once a minute at most."""
-        if now_ms - self._complained_ms.get(message, 0) >= _COMPLAIN_EVERY_MS:
-            self._complained_ms[message] = now_ms
-            logger.error(message, self._name, what)
+        self._complaints.tell(message, self._name, what, now_ms=now_ms)
 
 
 def _unavailable(subject: Subject, now_ms: int) -> Decision:

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
+from counterseal.core.complaints import Complaints
 from counterseal.core.errors import CodecError, CommandError, StoreError, StoreUnavailable
 from counterseal.sessions.identity import session_id_of, split_session_id
 from counterseal.sessions.row import Row
@@ -35,7 +36,6 @@ _REVOKE: Final = load_script("counterseal.sessions", "revoke")
 _REVOKE_USER: Final = load_script("counterseal.sessions", "revoke_user")
 _RAISE: Final = load_script("counterseal.sessions", "raise")
 
-_COMPLAIN_EVERY_MS: Final = 60_000
 _ENDING: Final = frozenset({"revoke", "revoke_user", "raise"})
 _READ_LATELY: Final = 4096
 GLOBAL_EVERY_MS: Final = 1_000
@@ -136,7 +136,7 @@ class Copies:
         self._keys = keys
         self._longest_ms = longest_ms
         self._on_loss = on_loss
-        self._complained_ms: dict[str, int] = {}
+        self._complaints = Complaints(logger)
         self._facts = lru_cache(_READ_LATELY)(self._read_facts)
         """They don't change, and those of a session in use are asked for again and again."""
         self.place: Callable[[str], Place | None] = lru_cache(_READ_LATELY)(self._find_place)
@@ -378,18 +378,14 @@ class Copies:
         if isinstance(error, StoreUnavailable):
             self._on_loss()
             return error
-        self._complain(what, error)
+        # What the server says names no arguments.
+        said = str(error).partition("\n")[0]
+        text = "Redis refuses the call %r of sessions: %.200s"
+        self._complaints.tell(text, what, said, now_ms=self._store.now_ms(), about=what)
         refused = Refused(error.kind if isinstance(error, CommandError) else error.code)
         if what in _ENDING and refused.is_of_the_server:
             self._on_loss()
         return refused
-
-    def _complain(self, what: str, error: StoreError) -> None:
-        """Say once a minute which call was refused, and how. What the server says names no arguments."""
-        now_ms = self._store.now_ms()
-        if now_ms - self._complained_ms.get(what, -_COMPLAIN_EVERY_MS) >= _COMPLAIN_EVERY_MS:
-            self._complained_ms[what] = now_ms
-            logger.error("Redis refuses the call %r of sessions: %.200s", what, str(error).splitlines()[0])
 
     async def _with_global(self, asked: Awaitable[Reply], now_ms: int) -> Reply:
         told = self._command("GET", self._global_key)  # leaves with the other one

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from counterseal.core.background import full_jitter, wait_for_event
+from counterseal.core.complaints import Complaints
 from counterseal.core.errors import CommandError, DatabaseError, StoreError, StoreFull, StoreUnavailable
 from counterseal.sessions.session import Reason
 from counterseal.store.base import Store
@@ -33,7 +34,9 @@ MOST_ROTATIONS: Final = MOST * 9 // 10
 ALARM_MS: Final = 60_000
 """An entry that waits longer is complained of."""
 
-_COMPLAIN_EVERY_MS: Final = 60_000
+_UNREADABLE: Final = "an entry of the stream of pending changes can't be read: %s"
+_REFUSED: Final = "Redis refuses the stream of pending changes: %s"
+_LATE: Final = "changes of sessions have waited for the database for %d s"
 _BATCH: Final = 100
 _EVERY_S: Final = 5.0
 _PEND: Final = load_script("counterseal.sessions", "pend")
@@ -94,7 +97,7 @@ class Pending:
         self._mine: list[Entry] = []
         self._wake = asyncio.Event()
         self._settling = asyncio.Lock()
-        self._complained_ms: dict[str, int] = {}
+        self._complaints = Complaints(logger)
         self._failures = 0
         self.unsettled = True
         """The database may not know everything: it failed, or this process has not looked yet."""
@@ -154,7 +157,7 @@ class Pending:
                 self.unsettled = True
                 self._look_at_age(found[0][0])
                 for name in (name for name, entry in found if entry is None):
-                    self._complain("an entry of the stream of pending changes can't be read: %s", name)
+                    self._complaints.tell(_UNREADABLE, name, now_ms=self._now_ms())
                 told = [entry for _, entry in found if entry is not None]
                 if told:
                     await self._apply(told)
@@ -200,21 +203,14 @@ class Pending:
             raise
         except StoreError as error:
             kind = error.kind if isinstance(error, CommandError) else error.code
-            self._complain("Redis refuses the stream of pending changes: %s", kind)
+            self._complaints.tell(_REFUSED, kind, now_ms=self._now_ms())
             raise StoreUnavailable("Redis can't keep changes of sessions now") from error
 
     def _look_at_age(self, name: str) -> None:
         self.oldest_age_ms = max(0, self._now_ms() - int(name.partition("-")[0]))
         if self.oldest_age_ms > ALARM_MS:
             age_s = self.oldest_age_ms // 1000
-            self._complain("changes of sessions have waited for the database for %d s", age_s)
-
-    def _complain(self, text: str, what: object) -> None:
-        """Say it in the log, each thing once a minute."""
-        now_ms = self._now_ms()
-        if now_ms - self._complained_ms.get(text, -_COMPLAIN_EVERY_MS) >= _COMPLAIN_EVERY_MS:
-            self._complained_ms[text] = now_ms
-            logger.error(text, what)
+            self._complaints.tell(_LATE, age_s, now_ms=self._now_ms())
 
 
 def _ends(entry: Entry, user_id: str, part: str, created_ms: int) -> bool:
