@@ -9,22 +9,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Text, and_, any_, bindparam, func, insert, literal_column, select
+from sqlalchemy import Text, and_, any_, bindparam, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql.elements import ColumnElement
 
 from counterseal.database.columns import Ts, json_text
-from counterseal.database.tables import domain_settings, global_epochs, user_sessions, users
+from counterseal.database.tables import domain_settings, user_sessions, users
 from counterseal.sessions.lifetime import DomainPolicy
 from counterseal.sessions.row import Row
-from counterseal.sessions.rows import EVERYBODY
+from counterseal.sessions.rows import ACTIVE, GLOBAL_EPOCH
 from counterseal.sessions.session import Profile, instant
 
-_ACTIVE: Final = user_sessions.c.state == literal_column("'active'")
-_GLOBAL: Final = func.coalesce(
-    select(global_epochs.c.value).where(global_epochs.c.name == EVERYBODY).scalar_subquery(), 0
-)
 _MOST_DEVICES: Final = 2000  # no statement answers more rows
 
 
@@ -181,7 +177,7 @@ def _lock(name: str, *, wait: bool) -> Any:
             users.c.id,
             users.c.status,
             users.c.session_epoch,
-            _GLOBAL.label("everybody"),
+            GLOBAL_EPOCH.label("everybody"),
             domain_settings.c.session_profile,
             domain_settings.c.session_idle_minutes,
             domain_settings.c.session_absolute_minutes,
@@ -196,7 +192,7 @@ def _lock(name: str, *, wait: bool) -> Any:
 
 def _past(name: str) -> Any:
     s = user_sessions.c
-    live = func.count().filter(and_(_ACTIVE, s.absolute_expires_at > bindparam("now", type_=Ts())))
+    live = func.count().filter(and_(ACTIVE, s.absolute_expires_at > bindparam("now", type_=Ts())))
     taken = func.count().filter(s.session_id == bindparam("of_part", type_=Text))
     return (
         select(s.user_id, s.user_agent, s.ip, live.label("live"), taken.label("taken"))

@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import bindparam, delete, func, literal_column, select, tuple_, update
+from sqlalchemy import bindparam, delete, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.core.errors import DatabaseUnavailable
 from counterseal.database.columns import Ts
 from counterseal.database.tables import session_step_ups, user_sessions, users
 from counterseal.sessions.backing import AuditDraft, Backing, account_stream
-from counterseal.sessions.rows import read_everybody
+from counterseal.sessions.rows import ACTIVE, REVOKED, read_everybody
 from counterseal.sessions.session import Reason, instant
 
 KEPT: Final = timedelta(days=7)
@@ -28,9 +28,7 @@ _LONGEST_PAUSE_S: Final = 0.1
 
 _s = user_sessions.c
 _KEY: Final = tuple_(_s.user_id, _s.session_id)
-# A literal, for an index of the rows of one state is of use to a statement that names it.
-_ACTIVE: Final = _s.state == literal_column("'active'")
-_DUE: Final = select(_s.user_id, _s.session_id).where(_ACTIVE).with_for_update(skip_locked=True)
+_DUE: Final = select(_s.user_id, _s.session_id).where(ACTIVE).with_for_update(skip_locked=True)
 
 _up = session_step_ups.c
 # Once for each session, which is found by its key: in a list of keys SQLite would look for every session that there is.
@@ -93,7 +91,7 @@ class Expiry:
         chosen = (
             select(_s.user_id, _s.session_id)
             .where(
-                _s.state == literal_column("'revoked'"),
+                REVOKED,
                 _s.revoked_at < instant(self._backing.now_ms()) - KEPT,
             )
             .limit(limit)
@@ -156,7 +154,7 @@ async def _keys(connection: AsyncConnection, statement: Any) -> list[_Key]:
 
 async def _next_idle(connection: AsyncConnection, above: int) -> int | None:
     """The next greater number of seconds that an active session may go unused."""
-    found = select(func.min(_s.idle_seconds)).where(_ACTIVE, _s.idle_seconds > above)
+    found = select(func.min(_s.idle_seconds)).where(ACTIVE, _s.idle_seconds > above)
     return (await connection.execute(found)).scalar_one()
 
 

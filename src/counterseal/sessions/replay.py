@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import bindparam, literal_column, select, tuple_
+from sqlalchemy import bindparam, select, tuple_
 
 from counterseal.database.columns import Ts
 from counterseal.database.tables import user_sessions, users
 from counterseal.sessions.backing import Backing
 from counterseal.sessions.copies import Copies, Refused, Which
-from counterseal.sessions.rows import read_everybody
+from counterseal.sessions.rows import REVOKED, read_everybody
 from counterseal.sessions.session import Reason, instant
 
 _PAGE: Final = 1000
@@ -22,12 +22,12 @@ _AT_ONCE: Final = 64
 """So many users are written at the same time: more would keep everybody else's calls waiting."""
 
 _s = user_sessions.c
-# Of what has ended by time Redis knows by itself. The state is a literal, so that the index of revoked rows is of use.
+# Of what has ended by time Redis knows by itself.
 _REVOKED: Final = (
     select(_s.revoked_at, _s.user_id, _s.session_id, _s.epoch, users.c.session_epoch)
     .join_from(user_sessions, users, users.c.id == _s.user_id)
     .where(
-        _s.state == literal_column("'revoked'"),
+        REVOKED,
         tuple_(_s.revoked_at, _s.user_id, _s.session_id)
         > tuple_(bindparam("at", type_=Ts()), bindparam("of_user"), bindparam("of_part")),
         _s.absolute_expires_at > bindparam("now", type_=Ts()),

@@ -62,15 +62,16 @@ _COLUMNS: Final = (
     _s.ip,
 )
 # Literals, for an index of the rows of one state is of use to a statement that names it.
-_ACTIVE: Final = _s.state == literal_column("'active'")
-_GLOBAL: Final = func.coalesce(
+ACTIVE: Final = _s.state == literal_column("'active'")
+REVOKED: Final = _s.state == literal_column("'revoked'")
+GLOBAL_EPOCH: Final = func.coalesce(
     select(global_epochs.c.value).where(global_epochs.c.name == EVERYBODY).scalar_subquery(), 0
 )
 _ROWS: Final = select(
     *_COLUMNS,
     users.c.status.label("user_status"),
     users.c.session_epoch.label("user_epoch"),
-    _GLOBAL.label("current_global_epoch"),
+    GLOBAL_EPOCH.label("current_global_epoch"),
 ).join_from(user_sessions, users, users.c.id == _s.user_id)
 
 
@@ -78,7 +79,7 @@ _ROWS: Final = select(
 _MINE: Final = and_(_s.user_id == bindparam("of_user"), _s.session_id == bindparam("of_part"))
 _ROW: Final = _ROWS.where(_MINE)
 _ROW_LOCKED: Final = _ROW.with_for_update(of=user_sessions)
-_ROWS_OF: Final = _ROWS.where(_s.user_id == bindparam("of_user"), _ACTIVE).order_by(
+_ROWS_OF: Final = _ROWS.where(_s.user_id == bindparam("of_user"), ACTIVE).order_by(
     _s.last_used_at, _s.created_at
 )
 _up = session_step_ups.c
@@ -102,9 +103,9 @@ _REPLACE_TOKEN: Final = (
     update(user_sessions)
     .where(
         _MINE,
-        _ACTIVE,
+        ACTIVE,
         _s.rt_hash == bindparam("old"),
-        _s.global_epoch >= _GLOBAL,
+        _s.global_epoch >= GLOBAL_EPOCH,
         _s.epoch >= _ACTIVE_EPOCH,
     )
     .values(
@@ -174,7 +175,7 @@ async def lock_sessions(connection: AsyncConnection, *user_ids: str) -> None:
     )
     await connection.execute(
         select(part)
-        .where(owner.in_(user_ids), _ACTIVE)
+        .where(owner.in_(user_ids), ACTIVE)
         .order_by(owner.collate("C"), part.collate("C"))
         .with_for_update()
     )
@@ -200,7 +201,7 @@ async def end_rows(
 
     Their step-ups are gone as well.
     """
-    where = [_s.user_id == user_id, _ACTIVE]
+    where = [_s.user_id == user_id, ACTIVE]
     if parts is not None:
         where.append(_s.session_id.in_(parts))
     if but is not None:
@@ -212,7 +213,7 @@ async def end_rows(
         in_order = select(_s.session_id).where(*where).order_by(_s.session_id.collate("C")).with_for_update()
         where = [
             _s.user_id == user_id,
-            _ACTIVE,
+            ACTIVE,
             _s.session_id.in_(select(in_order.cte("in_order").c.session_id)),
         ]
     ended = await connection.execute(
@@ -265,7 +266,7 @@ async def raise_everybody(connection: AsyncConnection) -> int:
 
 async def read_everybody(connection: AsyncConnection) -> int:
     """The epoch of all sessions."""
-    return (await connection.execute(select(_GLOBAL))).scalar_one()
+    return (await connection.execute(select(GLOBAL_EPOCH))).scalar_one()
 
 
 async def replace_token(
@@ -313,7 +314,7 @@ async def catch_up_token(
     """
     written = await connection.execute(
         update(user_sessions)
-        .where(_is(user_id, part), _ACTIVE, or_(_s.version < version, _s.rt_hash == old))
+        .where(_is(user_id, part), ACTIVE, or_(_s.version < version, _s.rt_hash == old))
         .values(
             rt_hash=new,
             rt_prev_hash=old,
@@ -343,7 +344,7 @@ async def renew_row(
         values |= {"user_agent": user_agent, "device_label": device_name(user_agent)}
     if ip is not None:
         values["ip"] = ip
-    await connection.execute(update(user_sessions).where(_is(user_id, part), _ACTIVE).values(**values))
+    await connection.execute(update(user_sessions).where(_is(user_id, part), ACTIVE).values(**values))
 
 
 async def renew_log_in(
@@ -373,7 +374,7 @@ _NOTE_USE: Final = (
     .where(
         _s.user_id == bindparam("of_user"),
         _s.session_id == bindparam("of_part"),
-        _ACTIVE,
+        ACTIVE,
         _s.last_used_at < bindparam("used_at", type_=Ts()),
     )
     .values(last_used_at=bindparam("used_at", type_=Ts()))
