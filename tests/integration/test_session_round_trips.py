@@ -148,9 +148,9 @@ async def nothing_written(_: Any) -> None:
 CASES = [
     Case(Sessions.create, "one", 1, lambda h: h.app.log_in()),
     Case(Sessions.create, "of a new user", 1, lambda h: h.app.log_in("bob")),
-    Case(Sessions.create, "one too many", 3, lambda h: h.app.log_in(), five),
-    Case(Sessions.create, "in place of one", 3, lambda h: h.app.log_in(replacing=h.id), five),
-    Case(Sessions.create, "in place of one, and too many", 5, lambda h: h.app.log_in(replacing=h.id), five_of_two),
+    Case(Sessions.create, "one too many", 2, lambda h: h.app.log_in(), five),
+    Case(Sessions.create, "in place of one", 2, lambda h: h.app.log_in(replacing=h.id), five),
+    Case(Sessions.create, "in place of one, and too many", 3, lambda h: h.app.log_in(replacing=h.id), five_of_two),
     Case(Sessions.get, "a hit", 1, lambda h: h.sessions.get(h.id)),
     Case(Sessions.get, "a tombstone", 1, lambda h: h.sessions.get(h.id), ended),
     Case(Sessions.get, "nobody's", 1, lambda h: h.sessions.get("ada.none")),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -42,7 +43,7 @@ from counterseal.sessions.lifetime import Lifetime, lifetime
 from counterseal.sessions.refresh_token import RefreshToken, new_refresh_token
 from counterseal.sessions.row import Row
 from counterseal.sessions.rows import lock_sessions, read_rows_of
-from counterseal.sessions.session import Created, Facts, Profile, Reason
+from counterseal.sessions.session import Created, Facts, Profile, Reason, Session
 
 _ATTEMPTS: Final = 3
 _AHEAD_S: Final = 0.1
@@ -238,8 +239,9 @@ class Creation:
         backing = self._backing
         row = made.row
         now_ms = backing.now_ms()
+        copy: Session | Ended | None = None
         if not backing.outage.lasts:
-            try:
+            with suppress(StoreUnavailable):  # the database has it, and the outbox has the tombstones
                 copy = await backing.copies.fill(
                     row,
                     now_ms=now_ms,
@@ -247,18 +249,17 @@ class Creation:
                     checked_ms=row.last_used_ms,
                     ended=(*made.replaced, *made.evicted),
                 )
-            except StoreUnavailable:
-                pass  # the database has it, and the outbox has the tombstones
-            else:
-                if copy in (Ended.FORMER_EPOCH, Ended.BEHIND):
-                    return None
-                if copy is Ended.REVOKED:
-                    revocation = await self._endings.revoke(row.user_id, row.part, Reason.USER)
-                    # Else it was ended in the database as well: it has begun, and is over, as if a moment later.
-                    if revocation:
-                        raise SessionExists("a session with this id existed")
-        await self._endings.after(row.user_id, made.replaced, Reason.LOGOUT)
-        await self._endings.after(row.user_id, made.evicted, Reason.EVICTED)
+        # Those have ended whatever becomes of this one.
+        laid = copy is not None
+        await self._endings.after(row.user_id, made.replaced, Reason.LOGOUT, laid=laid)
+        await self._endings.after(row.user_id, made.evicted, Reason.EVICTED, laid=laid)
+        if copy in (Ended.FORMER_EPOCH, Ended.BEHIND):
+            return None
+        if copy is Ended.REVOKED:
+            revocation = await self._endings.revoke(row.user_id, row.part, Reason.USER)
+            # Else it was ended in the database as well: it has begun, and is over, as if a moment later.
+            if revocation:
+                raise SessionExists("a session with this id existed")
         session = row.session(last_used_ms=row.last_used_ms, checked_ms=row.last_used_ms)
         backing.emit(SessionCreated(session.session_id, row.user_id))
         if made.new_device:

@@ -99,10 +99,11 @@ class Endings:
             await self._leave_tombstones(connection, user_id, ended)
         return ended
 
-    async def after(self, user_id: str, parts: Sequence[str], reason: Reason) -> None:
-        """What follows the commit of `end_in`: tombstones at once, and everybody is told."""
+    async def after(self, user_id: str, parts: Sequence[str], reason: Reason, *, laid: bool = False) -> None:
+        """What follows the commit of `end_in`: tombstones at once, unless they are `laid`, and everybody is told."""
         if parts:
-            await self._tombstones(user_id, parts)
+            if not laid:
+                await self._tombstones(user_id, parts)
             await self._tell(user_id, parts, reason)
 
     # -- several -------------------------------------------------------------------------------------------------

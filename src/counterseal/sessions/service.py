@@ -185,8 +185,8 @@ class Sessions:
         The session's part of the id is `part`, or is made. The policy of the user's domain may shorten it. Who has too
         many sessions loses the least recently used, in the same transaction, in which `also` writes before. `replacing`
         is the id of a session of this user that ends with it, as by a log-out, and is not counted; one of another user
-        ends not. One transaction, which log-ins at the same moment share, or two. One round trip, three when a session
-        has to go, and five when one is replaced and there are too many besides.
+        ends not. One transaction, which log-ins at the same moment share, or two. One round trip, two when a session
+        has to go, and three when one is replaced and there are too many besides.
 
         Raises `DatabaseUnavailable`: there is no log-in without the database. `SessionExists` when the part is taken,
         or was; `UserBlocked`; `Conflict` when the address belongs to another user; `ConfigurationError`.
