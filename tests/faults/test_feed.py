@@ -2,13 +2,13 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 import pytest
 
-from counterseal.core.errors import StoreUnavailable, SubscriberTooSlow
+from counterseal.core.errors import CommandError, StoreUnavailable, SubscriberTooSlow
 from counterseal.store import feed
 from counterseal.store.base import Gap, Message
 from counterseal.store.link import LinkOptions
@@ -171,6 +171,25 @@ async def is_refused(store: NativeStore, channel: str) -> bool:
             return False
     except StoreUnavailable:
         return True
+
+
+# -- a user who may not listen -------------------------------------------------------------------------------------
+
+
+async def test_who_may_not_listen_is_told_so_and_the_others_go_on(servers: Callable[..., Server]):
+    server = servers()
+    server.execute("ACL", "SETUSER", "limited", "on", ">secret", "~*", "+@all", "resetchannels", "&channel")
+    async with connected(f"redis://limited:secret@127.0.0.1:{server.port}/0") as store:
+        for _ in range(3):
+            with pytest.raises(CommandError) as refused:
+                await store.subscribe("another").__aenter__()
+            assert refused.value.kind == "NOPERM"
+        async with store.subscribe("channel") as messages:
+            with pytest.raises(CommandError):
+                await store.subscribe("channel", "another").__aenter__()
+            assert await take(messages) == [GAP]
+            server.execute("PUBLISH", "channel", "after")
+            assert await take(messages) == of("after")
 
 
 # -- being told of a loss at once ---------------------------------------------------------------------------------

@@ -261,7 +261,7 @@ async def test_a_log_in_after_a_barrier_that_lies_ahead_waits_for_it(app: tuple[
 
 
 async def test_a_user_without_channels_reads_from_redis_all_the_same(
-    servers: Callable[..., Server], database: Database
+    servers: Callable[..., Server], database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = servers()
     server.execute("ACL", "SETUSER", "quiet", "on", ">secret", "~*", "+@all", "resetchannels")
@@ -269,6 +269,7 @@ async def test_a_user_without_channels_reads_from_redis_all_the_same(
         native_store(server, user="quiet", password="secret") as store,
         process(store, database) as one,
     ):
+        await eventually(lambda: "refuses the call 'subscribe' of sessions: NOPERM" in caplog.text)
         made, other = await one.log_in(), await one.log_in("bob")
 
         async def is_hit() -> bool:

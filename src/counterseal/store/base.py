@@ -191,7 +191,8 @@ class Store(ABC):
         """Listen to channels: `async with store.subscribe("a") as messages: async for message in messages`.
 
         `limit` is how many messages may wait for a slow reader before it is cut off. `on_loss` is called as soon as the
-        connection is known to be lost, once for each loss; the `Gap` follows when it is back.
+        connection is known to be lost, once for each loss; the `Gap` follows when it is back. Entering raises
+        `CommandError` for a user who may not listen.
         """
 
     @abstractmethod

@@ -21,10 +21,16 @@ from redis.asyncio.connection import Connection as RedisConnection
 from redis.asyncio.connection import ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from counterseal.core.background import apart, end, full_jitter
-from counterseal.core.errors import CountersealError, StoreUnavailable, SubscriberTooSlow
+from counterseal.core.errors import (
+    CommandError,
+    CountersealError,
+    StoreError,
+    StoreUnavailable,
+    SubscriberTooSlow,
+)
 from counterseal.store.base import Gap, Message, Subscription
 from counterseal.store.link import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from counterseal.store.route import Route
@@ -188,7 +194,7 @@ class Feed:
     def __init__(self, route: Route) -> None:
         self._route = route
         self._inboxes: dict[str, set[Inbox]] = {}
-        self._confirmed: dict[str, asyncio.Future[bool]] = {}
+        self._confirmed: dict[str, asyncio.Future[StoreError | None]] = {}
         self._missed: set[Inbox] = set()
         self._session: _Session | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -237,7 +243,7 @@ class Feed:
         self._missed.clear()
         for confirmed in self._confirmed.values():
             if not confirmed.done():
-                confirmed.set_result(False)
+                confirmed.set_result(StoreUnavailable("the store is closed"))
         self._confirmed.clear()
         await self._stop()
 
@@ -261,8 +267,9 @@ class Feed:
         _, late = await asyncio.wait(waiting, timeout=2 * _ANSWER_WITHIN)
         if late:
             raise StoreUnavailable("Redis did not confirm the subscription in time")
-        if not all(confirmed.result() for confirmed in waiting):
-            raise StoreUnavailable("Redis can't be listened to")
+        for confirmed in waiting:
+            if (refused := confirmed.result()) is not None:
+                raise refused
 
     async def _stop(self) -> None:
         reader, self._reader = self._reader, None
@@ -285,10 +292,11 @@ class Feed:
             except Exception as error:
                 if not isinstance(error, (RedisError, OSError, CountersealError)):
                     logger.exception("the pub/sub connection met an unexpected error")
-                if session is not None and session.well:
+                well = session is not None and session.well
+                if well:
                     attempt = 0
-                else:
-                    self._refuse_waiting()
+                if not well or isinstance(error, NoPermissionError):
+                    self._refuse_waiting(error)
                 attempt += 1
                 await asyncio.sleep(full_jitter(attempt, first=FIRST_PAUSE_S, longest=LONGEST_PAUSE_S))
 
@@ -325,11 +333,11 @@ class Feed:
         for inbox in lost:
             inbox.lose()
 
-    def _refuse_waiting(self) -> None:
-        """No connection could be made: refuse those who wait to be let in."""
+    def _refuse_waiting(self, error: Exception) -> None:
+        """No connection could be made, or its user may not listen: refuse those who wait to be let in."""
         loop = asyncio.get_running_loop()
         for channel, confirmed in self._confirmed.items():
-            confirmed.set_result(False)
+            confirmed.set_result(_refusal(error))
             self._confirmed[channel] = loop.create_future()
 
     async def _deliver_until_lost(self, session: _Session) -> None:
@@ -368,11 +376,17 @@ class Feed:
         if session.asked[channel] or confirmed is None:
             return
         if not confirmed.done():
-            confirmed.set_result(True)
+            confirmed.set_result(None)
         for inbox in tuple(self._missed):
             if all(self._confirmed[name].done() for name in inbox.channels):
                 self._missed.discard(inbox)
                 inbox.put(Gap(inbox.channels))
+
+
+def _refusal(error: Exception) -> StoreError:
+    if isinstance(error, NoPermissionError):
+        return CommandError(f"NOPERM {error}")  # redis-py keeps the word for itself
+    return StoreUnavailable("Redis can't be listened to")
 
 
 async def _apart(asking: Coroutine[Any, Any, object]) -> None:

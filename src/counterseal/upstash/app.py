@@ -208,7 +208,10 @@ class RedisRest:
             fault: Fault | None = Fault(f"ERR /{word.decode()} is not available on this server")
         else:
             token = (b"upstash-sync-token", self._sync.next())
-            fault = await self._streams.subscribe(exchange, names, token)
+            try:
+                fault = await self._streams.subscribe(exchange, names, token)
+            except CommandError as refused:
+                fault = Fault(str(refused))
         if fault is not None:
             await exchange.answer(400, encode_error(fault.text))
 
