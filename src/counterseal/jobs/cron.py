@@ -3,7 +3,7 @@
 **Five fields**: minute, hour, day of the month, month, day of the week, as Debian's cron reads them: `*`, lists,
 ranges, steps, names (`MON`, `JAN`), 0 and 7 for Sunday, and besides `L` (last day), `LW` (last weekday), `MON#2`
 (second Monday) and `5L` (last Friday). When neither of the day fields begins with `*`, either may match. A tick has no
-seconds. `@hourly`, `@daily`, `@midnight`, `@weekly`, `@monthly`, `@yearly` and `@annually` stand for their first minute.
+seconds. `@hourly`, `@daily`, `@midnight`, `@weekly`, `@monthly`, `@yearly`, `@annually` stand for their first minute.
 
 **`H`** is a place that a hash chooses for each schedule, by its id, and that never moves: `H * * * *` is some minute of
 every hour, `H/15` every 15 minutes from some minute on, `H(0-29)` and `H(0-29)/10` the same within a range. As a day of
