@@ -14,7 +14,7 @@ the month it is 1 to 28, so that it comes every month.
 - Fixed hours (`30 2 * * *`, `0 1-5 * * *`): the schedule runs on every day. A time that does not exist on a day runs at
   the first moment after it, so in Berlin in March 02:30 runs at 03:00; times that meet there make one tick. A time that
   comes twice runs the first time only.
-- What begins with `*`, or has a step of `H` (`*`, `*/2`, `H/2`): the schedule follows the clock through every real
+- What begins with `*`, and steps of `H` alone (`*`, `*/2`, `H/2`): the schedule follows the clock through every real
   hour. A time that comes twice runs twice, a time that does not exist does not run.
 
 Debian's cron says the same, save that it looks at the minute too: there `*/15 2 * * *` follows the clock, and so does
