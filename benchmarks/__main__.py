@@ -57,14 +57,16 @@ def main() -> int:
     arguments = _arguments()
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     try:
-        plan = chosen(areas(), tuple(arguments.names))
+        plan = chosen(areas(), tuple(arguments.names), named=arguments.list)
     except LookupError as error:
         print(error.args[0], file=sys.stderr)
         return 2
     if arguments.list:
         for area, cases in plan:
             for case in cases:
-                console.print(f"{area.name}/{case.name}: {case.title}, {case.unit}", highlight=False)
+                only = " (only when it is named)" if case.named else ""
+                text = f"{area.name}/{case.name}: {case.title}, {case.unit}{only}"
+                console.print(text, highlight=False, soft_wrap=True)
         return 0
     if not hasattr(os, "sched_setaffinity"):
         print("benchmarks pin client and server to cores, which needs Linux", file=sys.stderr)

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.plan import FASTEST, OURS
+from benchmarks.plan import BOUND, FASTEST, OURS
 from benchmarks.results import Measured, Row
 
 
@@ -53,8 +53,14 @@ def _table(title: str, measured: Sequence[Measured]) -> Table:
             spread = f"{number(min(samples))} to {number(max(samples))}"
             cores = str(one.cores)
             table.add_row(cores, name, number(one.median(name)), spread, *_standing(rows.get(name)))
-        if FASTEST in rows:
-            table.add_row(str(one.cores), f"fastest: {one.fastest()}", "", "", *_standing(rows[FASTEST]))
+        for group in one.groups():
+            if group in rows:
+                label = group if group == FASTEST else f"{FASTEST} {group}"
+                table.add_row(
+                    str(one.cores), f"{label}: {one.fastest(group)}", "", "", *_standing(rows[group])
+                )
+        if BOUND in rows:
+            table.add_row(str(one.cores), BOUND, number(rows[BOUND].peer_value), "", *_standing(rows[BOUND]))
         table.add_section()
     return table
 

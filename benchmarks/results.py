@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plan import FASTEST, OURS, Area, Case, Target
+from benchmarks.plan import BOUND, FASTEST, OURS, Area, Case, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +58,28 @@ class Measured:
         """The peers that have a figure, in the area's order."""
         return [peer.name for peer in self.area.peers_of(self.case) if peer.name in self.samples]
 
-    def fastest(self) -> str | None:
-        """The best peer. None when one is missing: then nobody knows which was best."""
-        names = self.peers()
-        if not names or len(names) < len(self.area.peers_of(self.case)):
+    def fastest(self, group: str = FASTEST) -> str | None:
+        """The best peer of a group, by default of all. None when one is missing: then nobody knows which was best."""
+        names = self.area.group_of(self.case, group)
+        if not names or any(name not in self.samples for name in names):
             return None
         return (max if self.case.better == "more" else min)(names, key=self.median)
 
+    def groups(self) -> list[str]:
+        """The groups that have a fastest and that a target speaks of."""
+        return [name for name in (*self.area.groups, FASTEST) if self._target(name) and self.fastest(name)]
+
     def rows(self) -> list[Row]:
-        """A row for each peer, and one for the fastest when a target speaks of it. None without a figure of ours."""
+        """A row for each peer, one for the fastest of each group that a target speaks of, and one for a bound.
+
+        None without a figure of ours.
+        """
         if OURS.name not in self.samples:
             return []
-        rows = [self._row(name, name) for name in self.peers()]
-        best = self.fastest()
-        if best and self._target(FASTEST):
-            rows.append(self._row(FASTEST, best))
+        rows = [self._row(name, self.median(name)) for name in self.peers()]
+        rows += [self._row(group, self.median(self.fastest(group) or "")) for group in self.groups()]
+        if self.case.bound is not None:
+            rows.append(self._row(BOUND, self.case.bound))
         return rows
 
     def _target(self, name: str) -> Target | None:
@@ -81,8 +88,8 @@ class Measured:
         )
         return next(fitting, None)
 
-    def _row(self, label: str, name: str) -> Row:
-        ours, theirs = self.median(OURS.name), self.median(name)
+    def _row(self, label: str, theirs: float) -> Row:
+        ours = self.median(OURS.name)
         over, under = (ours, theirs) if self.case.better == "more" else (theirs, ours)
         target = self._target(label) or Target(label)
         return Row(

@@ -110,9 +110,11 @@ def order(peers: tuple[Contestant, ...], options: Options, rounds: int) -> Itera
     """Who is measured when: ours beside every peer, another peer first in each round, ours first in every other one.
 
     So whatever slows the machine for a while slows ours as often as each of the others. A quick run, which judges
-    nothing, measures ours once a round.
+    nothing, measures ours once a round, and so does a case without peers.
     """
     for number in range(rounds):
+        if not peers:
+            yield number, OURS
         first = number % len(peers) if peers else 0
         for position, peer in enumerate(peers[first:] + peers[:first]):
             pair = (peer, OURS) if number % 2 == 0 else (OURS, peer)

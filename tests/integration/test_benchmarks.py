@@ -118,7 +118,15 @@ def test_every_target_names_a_peer_of_its_case(monkeypatch: pytest.MonkeyPatch) 
     for area in plan.areas():
         for case in area.cases:
             names = {peer.name for peer in area.peers_of(case)} | {plan.FASTEST}
+            names |= {plan.BOUND} if case.bound is not None else set()
+            names |= {group for group in area.groups if area.group_of(case, group)}
             assert {target.peer for target in case.targets} <= names
+
+
+def test_every_group_is_one_of_peers_of_its_area(monkeypatch: pytest.MonkeyPatch) -> None:
+    for area in module(monkeypatch, "plan").areas():
+        for members in area.groups.values():
+            assert set(members) <= {peer.name for peer in area.peers}
 
 
 @pytest.mark.parametrize("name", ["cache", "ratelimit", "sessions"])
@@ -190,6 +198,62 @@ def test_a_floor_is_missed_below_it_only(monkeypatch: pytest.MonkeyPatch, ours: 
 def test_no_peer_is_called_the_fastest_when_one_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = measured(monkeypatch, "more", counterseal=[40.0], left=[10.0])
     assert [one.peer for one in outcome.rows()] == ["left"]
+
+
+def test_the_fastest_of_a_group_is_looked_for_among_its_members_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan, results = module(monkeypatch, "plan"), module(monkeypatch, "results")
+    peers = tuple(map(plan.Contestant, ("left", "right", "faster")))
+    case = plan.Case(
+        "case", "a case", "unit", targets=(plan.Target("safe", floor=7.0), plan.Target("fastest"))
+    )
+    area = plan.Area("area", "an area", peers, (case,), groups={"safe": ("left", "right")})
+    samples = {"counterseal": [40.0], "left": [4.0], "right": [5.0], "faster": [20.0]}
+
+    rows = {row.peer: row for row in results.Measured(area, case, 1, samples).rows()}
+    assert (rows["safe"].peer_value, rows["safe"].ratio, rows["safe"].floor) == (5.0, 8.0, 7.0)
+    assert rows["fastest"].peer_value == 20.0
+
+    del samples["right"]
+    assert {"safe", "fastest"} & {
+        row.peer for row in results.Measured(area, case, 1, samples).rows()
+    } == set()
+
+
+@pytest.mark.parametrize(("ours", "missed"), [(15.0, False), (15.1, True)])
+def test_a_case_without_peers_is_judged_by_its_bound(
+    monkeypatch: pytest.MonkeyPatch, ours: float, missed: bool
+) -> None:
+    plan, results, runner = (module(monkeypatch, name) for name in ("plan", "results", "runner"))
+    target = plan.Target(plan.BOUND, floor=1.0)
+    case = plan.Case("case", "a case", "s", better="less", targets=(target,), alone=True, bound=15.0)
+    area = plan.Area("area", "an area", (plan.Contestant("left"),), (case,))
+    options = runner.Options(server_core=0, second_core=1)
+    assert list(runner.order(runner.peers_of(area, case, options), options, 2)) == [
+        (0, plan.OURS),
+        (1, plan.OURS),
+    ]
+
+    [row] = results.Measured(area, case, 1, {"counterseal": [ours]}).rows()
+    assert (row.peer, row.peer_value, row.missed) == ("bound", 15.0, missed)
+
+
+@pytest.mark.parametrize(
+    ("names", "cases"),
+    [((), ["usual"]), (("area",), ["usual"]), (("area/long",), ["long"]), (("long",), ["long"])],
+)
+def test_a_case_that_is_only_named_is_measured_when_its_own_name_is_given(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], cases: list[str]
+) -> None:
+    plan = module(monkeypatch, "plan")
+    both = (plan.Case("usual", "usual", "s"), plan.Case("long", "long", "s", named=True))
+    area = plan.Area("area", "an area", (), both)
+    assert [case.name for _, chosen in plan.chosen((area,), names) for case in chosen] == cases
+    assert [case.name for _, chosen in plan.chosen((area,), (), named=True) for case in chosen] == [
+        "usual",
+        "long",
+    ]
 
 
 def test_a_case_without_a_figure_of_ours_has_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:

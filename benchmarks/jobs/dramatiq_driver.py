@@ -1,0 +1,51 @@
+"""dramatiq with hiredis, its 8 threads and a prefetch of 200; by default it is 16, and it drains much less."""
+
+import os
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+os.environ["dramatiq_queue_prefetch"] = "200"  # noqa: SIM112 - so it is called, and the import reads it
+
+import dramatiq
+from dramatiq.brokers.redis import RedisBroker
+from redis.utils import HIREDIS_AVAILABLE
+
+from benchmarks.jobs.load import Queue, length, serve_jobs
+from benchmarks.jobs.marks import HOLD_SECONDS, mark
+
+assert HIREDIS_AVAILABLE
+
+
+def job(payload: str) -> None:
+    if mark(payload):
+        time.sleep(HOLD_SECONDS)
+
+
+@asynccontextmanager
+async def opened(url: str, concurrency: int) -> AsyncGenerator[Queue]:
+    broker = RedisBroker(url=url)
+    actor = dramatiq.actor(job, broker=broker)
+
+    async def one(payload: str) -> None:
+        actor.send(payload)
+
+    async def many(payloads: Sequence[str]) -> None:
+        for payload in payloads:
+            actor.send(payload)
+
+    try:
+        yield Queue(one, many, length(url, "LLEN", "dramatiq:default"))
+    finally:
+        broker.close()
+
+
+def work(url: str) -> None:
+    broker = RedisBroker(url=url)
+    dramatiq.actor(job, broker=broker)
+    dramatiq.Worker(broker, worker_threads=8).start()
+    time.sleep(HOLD_SECONDS)
+
+
+if __name__ == "__main__":
+    serve_jobs(opened, work, pace=8000)
