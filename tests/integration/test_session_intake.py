@@ -44,13 +44,16 @@ class Transactions:
 
     def __init__(self, app: Process) -> None:
         self.count = 0
-        original = app.database.begin
+        database: Any = app.database
+        for name in ("begin", "begin_direct"):
+            setattr(database, name, self._counted(getattr(database, name)))
 
-        def begin() -> Any:
+    def _counted(self, original: Any) -> Any:
+        def begin(**options: Any) -> Any:
             self.count += 1
-            return original()
+            return original(**options)
 
-        app.database.begin = begin  # type: ignore[method-assign]
+        return begin
 
 
 class Line:
@@ -58,8 +61,7 @@ class Line:
 
     def __init__(self, app: Process, *, at: str = "_first") -> None:
         self._app = app
-        owner = app.sessions._creation if at == "make" else app.sessions._intake
-        self._pause = Pause(owner, at, after=True)
+        self._pause = Pause(app.sessions._intake, at, after=True)
         self.tasks: list[asyncio.Task[Created]] = []
 
     async def form(self, *log_ins: Coroutine[Any, Any, Created]) -> None:
@@ -176,11 +178,12 @@ async def test_a_log_in_that_cannot_be_fails_alone(app: Process) -> None:
 async def test_when_a_shared_transaction_fails_each_is_tried_by_itself(app: Process) -> None:
     good, failed = app.sessions._backing.audit_many, 0
 
-    async def fail(*arguments: Any) -> None:
+    async def fail(connection: Any, drafts: Sequence[Any]) -> None:
         nonlocal failed
-        await good(*arguments)
-        failed += 1
-        raise RuntimeError
+        await good(connection, drafts)
+        if len(drafts) > 1:
+            failed += 1
+            raise RuntimeError
 
     app.sessions._backing.audit_many = fail
     made = await at_once(app, [f"u{number}" for number in range(10)])
@@ -233,7 +236,7 @@ async def test_who_goes_away_while_it_is_written_takes_nobody_along(app: Process
 
 
 async def test_when_the_first_goes_away_the_others_go_on(app: Process) -> None:
-    line = Line(app, at="make")
+    line = Line(app, at="_write")
     await line.form(app.log_in("a"), app.log_in("b"))
     line.tasks[0].cancel()
     first, a, b = await line.end()

@@ -10,14 +10,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, NotRequired, TypedDict
 
 from sqlalchemy import select, update
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from counterseal.audit.chain import ACTION, AuditEntry, canonical_text, hash_entry
 from counterseal.audit.statements import PrivateValues, writer_for
 from counterseal.core.codec import JsonValue, to_text
 from counterseal.core.errors import CodecError
+from counterseal.database.direct import Transaction
 from counterseal.database.engine import Database
+from counterseal.database.faults import DRIVER_ERRORS
 from counterseal.database.tables import audit_entries, audit_values
 
 PRIVATE_KINDS: Final = frozenset({"name", "email", "ip", "user_agent", "location", "free_text"})
@@ -53,7 +54,7 @@ class Audit:
 
     async def append(
         self,
-        connection: AsyncConnection,
+        connection: Transaction,
         *,
         stream: str,
         action: str,
@@ -72,16 +73,17 @@ class Audit:
         `ValueError` for a malformed name. In the caller's transaction: two statements on PostgreSQL; on SQLite three,
         and a fourth for private values.
         """
-        try:
-            return await self._append(connection, _prepare(stream, action, body, private, subject))
-        except BaseException:
-            with suppress(SQLAlchemyError):  # on a lost connection there is nothing left to roll back
-                await connection.rollback()
-            raise
+        draft: AuditDraft = {
+            "stream": stream,
+            "action": action,
+            "body": body,
+            "private": private or {},
+            "subject": subject,
+        }
+        [entry] = await self.append_many(connection, [draft])
+        return entry
 
-    async def append_many(
-        self, connection: AsyncConnection, drafts: Sequence[AuditDraft]
-    ) -> list[AuditEntry]:
+    async def append_many(self, connection: Transaction, drafts: Sequence[AuditDraft]) -> list[AuditEntry]:
         """Write entries in the caller's transaction, all at once. Those of one stream follow each other as they came.
 
         Everything is as with `append`, and heads are locked in the order of their streams. In the caller's transaction:
@@ -90,9 +92,9 @@ class Audit:
         if not drafts:
             return []
         try:
-            return await self._append_many(connection, [_prepare(**draft) for draft in drafts])
+            return await self._append(connection, [_prepare(**draft) for draft in drafts])
         except BaseException:
-            with suppress(SQLAlchemyError):
+            with suppress(*DRIVER_ERRORS):  # on a lost connection there is nothing left to roll back
                 await connection.rollback()
             raise
 
@@ -136,24 +138,15 @@ class Audit:
             await self.append(connection, stream=SYSTEM, action="value.erased", body={"values": erased})
         return erased
 
-    async def _append(self, connection: AsyncConnection, draft: _Prepared) -> AuditEntry:
+    async def _append(self, connection: Transaction, drafts: Sequence[_Prepared]) -> list[AuditEntry]:
         writer = writer_for(connection)
-        head = await writer.lock(connection, draft.stream)
-        entry = draft.after(head, self._now())  # only now: there may have been a long wait for the lock
-        await writer.write(connection, entry, draft.values)
-        return entry
-
-    async def _append_many(
-        self, connection: AsyncConnection, drafts: Sequence[_Prepared]
-    ) -> list[AuditEntry]:
-        writer = writer_for(connection)
-        heads = await writer.lock_all(connection, sorted({draft.stream for draft in drafts}))
-        at = self._now()
+        heads = await writer.lock(connection, sorted({draft.stream for draft in drafts}))
+        at = self._now()  # only now: there may have been a long wait for the lock
         entries: list[AuditEntry] = []
         for draft in drafts:
             entries.append(entry := draft.after(heads[draft.stream], at))
             heads[draft.stream] = (entry.seq, entry.hash)
-        await writer.write_all(connection, entries, [draft.values for draft in drafts], heads)
+        await writer.write(connection, entries, [draft.values for draft in drafts], heads)
         return entries
 
     def _now(self) -> datetime:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from counterseal.core.errors import DatabaseUnavailable
 from counterseal.database import migration
 from counterseal.database.address import parse_postgres_url
+from counterseal.database.direct import Direct, directly
 from counterseal.database.faults import DRIVER_ERRORS, translated
 from counterseal.database.postgresql import for_reads, postgres_engine
 from counterseal.database.sqlite import SQLITE_FILE, Writers, for_writes, make_sqlite, sqlite_engine
@@ -103,6 +104,22 @@ class Database:
                 yield connection
 
     @asynccontextmanager
+    async def begin_direct(self, *, lock_timeout: timedelta | None = None) -> AsyncGenerator[Direct]:
+        """As `begin`, for a `Statement` each: on the driver itself, at a fraction of the cost. Raises as `begin` does.
+
+        It begins with the first answer that is asked for, and what needs none may be run as late as with the commit. On
+        SQLite all that goes together is bounded by `timeout` as one statement is. `lock_timeout` is how long PostgreSQL
+        waits for somebody's lock. Inside the block the errors are the driver's.
+        """
+        async with AsyncExitStack() as stack:
+            if self._writers is not None:
+                await stack.enter_async_context(self._writers.turn())
+            stack.enter_context(self._translation())
+            yield await stack.enter_async_context(
+                directly(self._opened(self._engine), timeout_s=self._timeout_s, lock_timeout=lock_timeout)
+            )
+
+    @asynccontextmanager
     async def read(self) -> AsyncGenerator[AsyncConnection]:
         """A connection in a transaction that reads only. It waits for no writer. Raises as `begin` does."""
         async with self._transaction(self._reading) as connection:
@@ -173,10 +190,19 @@ class Database:
     async def _transaction(
         self, engine: AsyncEngine | None, *, opening: bool = False
     ) -> AsyncGenerator[AsyncConnection]:
-        if engine is None:
-            raise DatabaseUnavailable("the database is not open")
-        try:
-            async with engine.begin() as connection:
+        with self._translation(opening=opening):
+            async with self._opened(engine).begin() as connection:
                 yield connection
+
+    @contextmanager
+    def _translation(self, *, opening: bool = False) -> Generator[None]:
+        try:
+            yield
         except DRIVER_ERRORS as fault:
             raise translated(fault, sqlite=self._postgres is None, opening=opening) from fault
+
+    @staticmethod
+    def _opened(engine: AsyncEngine | None) -> AsyncEngine:
+        if engine is None:
+            raise DatabaseUnavailable("the database is not open")
+        return engine

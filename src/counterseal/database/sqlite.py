@@ -19,6 +19,7 @@ from sqlalchemy.sql.compiler import IdentifierPreparer
 
 from counterseal.core.errors import DatabaseUnavailable
 from counterseal.database.faults import sqlite_error
+from counterseal.database.pool import Pool
 from counterseal.database.tables import SCHEMA, TableName
 
 SQLITE_FILE: Final = "counterseal.db"
@@ -108,6 +109,7 @@ def sqlite_engine(data_dir: Path, *, timeout_s: float, foreign_keys: bool = True
     """An engine for reads; `for_writes` makes the other one."""
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(data_dir / SQLITE_FILE)),
+        poolclass=Pool,
         pool_timeout=timeout_s,
         pool_use_lifo=True,
         hide_parameters=True,  # a traceback tells the statement, and no value
@@ -184,8 +186,13 @@ def _bound_statements(engine: Engine, timeout_s: float) -> None:
 def _interrupt(connection: PoolProxiedConnection) -> None:
     driver: aiosqlite.Connection | None = connection.driver_connection
     if driver is not None:
-        with suppress(StopIteration, ValueError):
-            driver.interrupt().send(None)  # it awaits nothing, and a timer can't await
+        interrupt(driver)
+
+
+def interrupt(driver: aiosqlite.Connection) -> None:
+    """Have the statement that runs fail, whoever waits for it."""
+    with suppress(StopIteration, ValueError):
+        driver.interrupt().send(None)  # it awaits nothing, and a timer can't await
 
 
 def _begin(connection: Connection) -> None:

@@ -3,7 +3,7 @@
 Header: `kid`, a key of the ring. Claims: `sub` user id, `sid` public session id, `epoch`, `amr`, `auth_time`, `jti`,
 `iat`, `exp`; times in seconds, with a fraction where a time has one.
 
-PyJWT writes tokens. They are read here, strictly: every request reads one, and PyJWT takes five times as long for it.
+They are read here, strictly, and written here, as PyJWT would: it takes five times as long for either.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import lru_cache
+from typing import Final
 
-import jwt
 import msgspec
 
 from counterseal.core.errors import SealBroken
@@ -27,7 +27,6 @@ LONGEST_ACCESS_TOKEN: Final = 4096
 _PURPOSE: Final = "access token"
 _ALGORITHM: Final = "HS256"
 _FORM: Final = re.compile(r"([A-Za-z0-9_-]{1,256})\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]{43})")
-_JWT: Final = jwt.PyJWS(algorithms=[_ALGORITHM])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +64,20 @@ _claims: Final = msgspec.json.Decoder(_Claims)
 
 def issue_access_token(claims: AccessClaims, keyring: Keyring, now_ms: int) -> str:
     """A token that says this, signed by the newest key. No round trip. Each call gives another token."""
-    said: dict[str, Any] = {
-        "sub": claims.user_id,
-        "sid": claims.session_id,
-        "epoch": claims.epoch,
-        "amr": claims.amr,
-        "auth_time": _seconds(claims.authenticated_at_ms),
-        "jti": secrets.token_urlsafe(12),
-        "iat": _seconds(now_ms),
-        "exp": _seconds(claims.expires_at_ms),
-    }
-    key_id = keyring.key_ids[0]
-    return _JWT.encode(
-        msgspec.json.encode(said), keyring.derive(_PURPOSE, key_id), _ALGORITHM, headers={"kid": key_id}
+    said = _Claims(
+        sub=claims.user_id,
+        sid=claims.session_id,
+        epoch=claims.epoch,
+        amr=claims.amr,
+        auth_time=_seconds(claims.authenticated_at_ms),
+        jti=secrets.token_urlsafe(12),
+        iat=_seconds(now_ms),
+        exp=_seconds(claims.expires_at_ms),
     )
+    key_id = keyring.key_ids[0]
+    unsigned = _written_header(key_id) + b"." + _base64(msgspec.json.encode(said))
+    digest = hmac.digest(keyring.derive(_PURPOSE, key_id), unsigned, "sha256")
+    return (unsigned + b"." + _base64(digest)).decode()
 
 
 def read_access_token(text: object, keyring: Keyring, now_ms: int) -> AccessClaims | None:
@@ -109,9 +108,18 @@ def _verified(text: str, keyring: Keyring) -> bytes | None:
         return None
     digest = hmac.digest(keyring.derive(_PURPOSE, header.kid), text[: form.end(2)].encode(), "sha256")
     # As text: base64 has several spellings of the same bytes, and a token is to have one.
-    if not hmac.compare_digest(base64.urlsafe_b64encode(digest)[:-1], form[3].encode()):
+    if not hmac.compare_digest(_base64(digest), form[3].encode()):
         return None
     return _unpadded(form[2])
+
+
+@lru_cache(16)
+def _written_header(key_id: str) -> bytes:
+    return _base64(msgspec.json.encode({"alg": _ALGORITHM, "kid": key_id, "typ": "JWT"}))
+
+
+def _base64(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")
 
 
 def _unpadded(text: str) -> bytes:

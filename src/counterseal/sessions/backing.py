@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from counterseal.core.codec import JsonValue
 from counterseal.core.keyring import Keyring
 from counterseal.core.settings import SessionSettings
+from counterseal.database.direct import Transaction
 from counterseal.database.engine import Database
 from counterseal.sessions.access_token import AccessClaims, issue_access_token
 from counterseal.sessions.copies import Copies
@@ -31,7 +32,7 @@ class AppendAudit(Protocol):
 
     def __call__(
         self,
-        connection: AsyncConnection,
+        connection: Transaction,
         *,
         stream: str,
         action: str,
@@ -51,7 +52,7 @@ class AuditDraft(TypedDict):
     subject: NotRequired[str | None]
 
 
-AppendAudits = Callable[[AsyncConnection, Sequence[AuditDraft]], Awaitable[Any]]
+AppendAudits = Callable[[Transaction, Sequence[AuditDraft]], Awaitable[Any]]
 """Appends several entries, as `AppendAudit` would one after the other."""
 
 

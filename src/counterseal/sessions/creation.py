@@ -151,13 +151,10 @@ class Creation:
                 await also(connection)
             return await self.make(connection, login)
 
-    async def make(self, connection: AsyncConnection, login: Login, user: Standing | None = None) -> Made:
-        """Write a session in a transaction of the caller, who calls `finish` once it is committed.
-
-        `user` is the session's user when that is locked already.
-        """
+    async def make(self, connection: AsyncConnection, login: Login) -> Made:
+        """Write a session in a transaction of the caller, who calls `finish` once it is committed."""
         backing = self._backing
-        user = user or await self._lock(connection, login)
+        user = await self._lock(connection, login)
         if user.status != "active":
             raise UserBlocked(f"the user is {user.status}")
         # Only now: there may have been a long wait for the lock.

@@ -12,12 +12,11 @@ import logging
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from counterseal.core.background import end
+from counterseal.database.direct import Direct
 from counterseal.sessions.admission import (
     Newcomer,
     Standing,
@@ -35,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 100
 _LONG_S: Final = 0.5
-_LOCK_TIMEOUT: Final = "SET LOCAL lock_timeout = '200ms'"
+_LOCK_TIMEOUT: Final = timedelta(milliseconds=200)
 
 
 @dataclass(slots=True)
@@ -103,11 +102,9 @@ class Intake:
 
     async def _first(self, login: Login) -> Made | None:
         """Write a session that nobody stands beside."""
-        async with self._backing.database.begin() as connection:
-            users = await lock_users(connection, [login.user_id], wait=False)
-            if not users and await find_users(connection, [login.user_id]):
-                return None  # somebody else has the user locked, and who comes next need not wait for that
-            return await self._creation.make(connection, login, users.get(login.user_id))
+        async with self._backing.database.begin_direct() as connection:
+            made = await self._write(connection, [login])
+        return made.get(login.user_id)
 
     def _go_on(self) -> None:
         if self._closed:
@@ -164,10 +161,8 @@ class Intake:
         made: Mapping[str, Made] = {}
         try:
             with self._patience():
-                async with self._backing.database.begin() as connection:
-                    if connection.dialect.name == "postgresql":
-                        await connection.execute(text(_LOCK_TIMEOUT))
-                    written = await self._write(connection, members)
+                async with self._backing.database.begin_direct(lock_timeout=_LOCK_TIMEOUT) as connection:
+                    written = await self._write(connection, [member.login for member in members])
             made = written
         except Exception as fault:  # noqa: BLE001 - whatever it was, each is tried by itself, and told
             logger.info("log-ins go by themselves that shared a transaction: %s", type(fault).__name__)
@@ -175,13 +170,10 @@ class Intake:
             for member in members:
                 member.settle(made.get(member.login.user_id))
 
-    async def _write(self, connection: AsyncConnection, members: Sequence[_Waiting]) -> dict[str, Made]:
+    async def _write(self, connection: Direct, members: Sequence[Login]) -> dict[str, Made]:
         """Write the sessions of those who need nothing else; by user."""
         backing = self._backing
-        logins = {
-            member.login.user_id: member.login
-            for member in sorted(members, key=lambda member: member.login.user_id)
-        }
+        logins = {login.user_id: login for login in sorted(members, key=lambda login: login.user_id)}
         users = await self._lock(connection, logins)
         now_ms = backing.now_ms()
         past = await read_past(connection, users, now_ms=now_ms)
@@ -196,20 +188,19 @@ class Intake:
             await backing.audit_many(connection, [audit_of(one) for one in made.values()])
         return made
 
-    async def _lock(self, connection: AsyncConnection, logins: Mapping[str, Login]) -> dict[str, Standing]:
+    async def _lock(self, connection: Direct, logins: Mapping[str, Login]) -> dict[str, Standing]:
         """Lock those whom nobody else has locked; who is new is made."""
         users = await lock_users(connection, logins, wait=False)
         absent = await self._newcomers(
             connection, [login for login in logins.values() if login.user_id not in users]
         )
         if absent:
-            now_ms = self._backing.now_ms()
-            added = await insert_users(connection, absent, now_ms=now_ms, lenient=True)
-            users |= await lock_users(connection, sorted(added), wait=False)
+            await insert_users(connection, absent, now_ms=self._backing.now_ms(), lenient=True)
+            users |= await lock_users(connection, [one.user_id for one in absent], wait=False)
         return users
 
     @staticmethod
-    async def _newcomers(connection: AsyncConnection, logins: Collection[Login]) -> list[Newcomer]:
+    async def _newcomers(connection: Direct, logins: Collection[Login]) -> list[Newcomer]:
         if not logins:
             return []
         known = await find_users(connection, [login.user_id for login in logins])

@@ -26,6 +26,7 @@ from counterseal.core.background import Background, full_jitter
 from counterseal.core.errors import CommandError, CountersealError, DatabaseError, StoreError
 from counterseal.core.keyring import Keyring
 from counterseal.core.settings import SessionSettings
+from counterseal.database.direct import Transaction
 from counterseal.database.engine import Database
 from counterseal.database.outbox import OutboxJob
 from counterseal.sessions.access_token import read_access_token
@@ -81,7 +82,7 @@ def _nothing(*_: object) -> None:
 
 
 def _one_by_one(append: AppendAudit) -> AppendAudits:
-    async def append_many(connection: AsyncConnection, drafts: Sequence[AuditDraft]) -> None:
+    async def append_many(connection: Transaction, drafts: Sequence[AuditDraft]) -> None:
         for draft in sorted(drafts, key=itemgetter("stream")):
             await append(connection, **draft)
 
