@@ -246,6 +246,21 @@ async def test_a_block_cancelled_between_statements_is_rolled_back(database: Dat
 
 
 @pytest.mark.parametrize("place", EVERY, indirect=True)
+async def test_a_block_that_ends_after_the_database_was_closed_leaves_no_connection(place: Place) -> None:
+    database = place.database()
+    await database.open()
+    async with database.read() as connection:
+        await connection.execute(text("SELECT 1"))
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        await database.close()
+    if place.kind == "sqlite":
+        assert driver._connection is None
+    else:
+        assert driver.is_closed()
+
+
+@pytest.mark.parametrize("place", EVERY, indirect=True)
 async def test_cancelling_at_any_moment_harms_nobody_else(database: Database) -> None:
     finished: list[str] = []
 

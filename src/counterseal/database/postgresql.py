@@ -13,6 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from counterseal.database.address import PostgresAddress
 from counterseal.database.columns import json_text, json_value
+from counterseal.database.pool import Pool
 
 _FAREWELL_S: Final = 0.5  # how long a server may take to hear that a statement is cancelled
 _CONNECT_S: Final = 5.0
@@ -49,7 +50,12 @@ def postgres_engine(address: PostgresAddress, *, timeout_s: float, pooled: bool 
     """An engine for writes; `for_reads` makes the other one. Without `pooled` each transaction makes a connection."""
     pool: dict[str, Any] = {"poolclass": NullPool}
     if pooled:
-        pool = {"pool_timeout": timeout_s, "pool_use_lifo": True, "pool_recycle": _RECYCLE_S}
+        pool = {
+            "poolclass": Pool,
+            "pool_timeout": timeout_s,
+            "pool_use_lifo": True,
+            "pool_recycle": _RECYCLE_S,
+        }
     engine = create_async_engine(
         address.url,
         connect_args={
