@@ -9,6 +9,7 @@ os.environ["dramatiq_queue_prefetch"] = "200"  # noqa: SIM112 - so it is called,
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
+from redis import Redis
 from redis.utils import HIREDIS_AVAILABLE
 
 from benchmarks.jobs.load import Queue, length, serve_jobs
@@ -22,9 +23,13 @@ def job(payload: str) -> None:
         time.sleep(HOLD_SECONDS)
 
 
+def _broker(url: str) -> RedisBroker:
+    return RedisBroker(client=Redis.from_url(url, protocol=2, socket_timeout=None))
+
+
 @asynccontextmanager
 async def opened(url: str, concurrency: int) -> AsyncGenerator[Queue]:
-    broker = RedisBroker(url=url)
+    broker = _broker(url)
     actor = dramatiq.actor(job, broker=broker)
 
     async def one(payload: str) -> None:
@@ -41,7 +46,7 @@ async def opened(url: str, concurrency: int) -> AsyncGenerator[Queue]:
 
 
 def work(url: str) -> None:
-    broker = RedisBroker(url=url)
+    broker = _broker(url)
     dramatiq.actor(job, broker=broker)
     dramatiq.Worker(broker, worker_threads=8).start()
     time.sleep(HOLD_SECONDS)

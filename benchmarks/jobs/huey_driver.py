@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from huey import RedisHuey
 from huey.api import TaskWrapper
+from redis import ConnectionPool
 from redis.utils import HIREDIS_AVAILABLE
 
 from benchmarks.jobs.load import Queue, length, serve_jobs
@@ -20,7 +21,7 @@ def job(payload: str) -> None:
 
 
 def _huey(url: str) -> tuple[RedisHuey, TaskWrapper]:
-    huey = RedisHuey("bench", url=url)
+    huey = RedisHuey("bench", connection_pool=ConnectionPool.from_url(url, protocol=2, socket_timeout=None))
     return huey, huey.task(name="job")(job)
 
 

@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-import select
 import socket
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.driver import LoopFactory, Request, serve
-from benchmarks.jobs.marks import VARIABLE
+from benchmarks.jobs.worker import SIZE, START_SECONDS, WorkerProcess, worker_process
 from benchmarks.pace import rate
 
-PAYLOAD = "p" * 200
+PAYLOAD = "p" * SIZE
 BATCH = 100
-_START_SECONDS = 20.0
-_SETTLE_SECONDS = 1.0
 _EMPTY_SECONDS = 5.0
 _ACKNOWLEDGE_SECONDS = 0.1
 """For the last jobs of a drain: they are acknowledged after they have told of themselves."""
@@ -86,8 +81,8 @@ def serve_jobs(opener: Opener, work: Work, *, pace: int, loop_factory: LoopFacto
     async def drain(request: Request) -> float:
         """Jobs per second that one worker process completes, from the first start to the last completion."""
         count = await _fill(opener, request, pace)
-        with _worker(request, "count", count) as worker:
-            first, last = worker.told(_START_SECONDS + 3 * request.seconds)
+        with worker_process(request, "count", count) as worker:
+            first, last = worker.told(START_SECONDS + 3 * request.seconds)
             await _check_empty(opener, request, count)
             if worker.more():
                 raise ValueError(f"more than the {count} jobs that were enqueued ran")
@@ -104,9 +99,9 @@ def serve_jobs(opener: Opener, work: Work, *, pace: int, loop_factory: LoopFacto
     async def pickup(request: Request) -> float:
         """Milliseconds from the call that enqueues a job to its start in an idle worker; a percentile of them."""
         async with opener(request.tcp_url, 1) as queue:
-            with _worker(request, "stamp", 0) as worker:
+            with worker_process(request, "stamp", 0) as worker:
                 await queue.one(PAYLOAD)
-                await worker.next(_START_SECONDS)
+                await worker.next(START_SECONDS)
                 taken = await _pick_ups(queue, worker, request.seconds)
         if request.options["percentile"] == 50:
             return statistics.median(taken)
@@ -115,10 +110,10 @@ def serve_jobs(opener: Opener, work: Work, *, pace: int, loop_factory: LoopFacto
     async def recovery(request: Request) -> float:
         """Seconds from the kill -9 of a worker in the middle of a job until another worker, which is up, starts it."""
         async with opener(request.tcp_url, 1) as queue:
-            with _worker(request, "hold", 0) as victim:
+            with worker_process(request, "hold", 0) as victim:
                 await queue.one(PAYLOAD)
-                await victim.next(_START_SECONDS)
-                with _worker(request, "hold", 0) as other:
+                await victim.next(START_SECONDS)
+                with worker_process(request, "hold", 0) as other:
                     await other.settled()
                     if other.more():
                         raise ValueError("the job ran again while its worker was alive")
@@ -154,98 +149,6 @@ def _work(work: Work, url: str, loop_factory: LoopFactory | None) -> None:
             runner.run(work(url))
     else:
         work(url)
-
-
-class _Worker:
-    """A worker's process, and the pipe on which its jobs tell of themselves."""
-
-    def __init__(self, process: subprocess.Popen[bytes], pipe: int) -> None:
-        self._process = process
-        self._pipe = pipe
-        self._lines: list[bytes] = []
-        self._rest = b""
-
-    def kill(self) -> None:
-        """End it as kill -9 does."""
-        self._process.kill()
-        self._process.wait()
-
-    def told(self, seconds: float) -> tuple[int, int]:
-        """The next first start and last completion, in nanoseconds. Nothing else runs in this process meanwhile."""
-        deadline = time.monotonic() + seconds
-        while not self._lines:
-            left = deadline - time.monotonic()
-            if not select.select([self._pipe], [], [], max(0.0, left))[0]:
-                raise TimeoutError(f"no job told of itself within {seconds:.0f} s")
-            self._read()
-        return self._line()
-
-    def more(self) -> bool:
-        """Whether a job has told of itself that nobody has asked about."""
-        return bool(self._lines or self._rest or select.select([self._pipe], [], [], 0)[0])
-
-    async def next(self, seconds: float) -> int:
-        """The next start, in nanoseconds. The event loop goes on meanwhile."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(seconds):
-            while not self._lines:
-                readable = loop.create_future()
-                loop.add_reader(self._pipe, _once, readable)
-                try:
-                    await readable
-                finally:
-                    loop.remove_reader(self._pipe)
-                self._read()
-        return self._line()[0]
-
-    async def settled(self) -> None:
-        """Return when it has used no CPU for a while, so that it has started and waits."""
-        used, still = -1.0, 0
-        deadline = time.monotonic() + _START_SECONDS
-        while still < 5 and time.monotonic() < deadline:
-            await asyncio.sleep(_SETTLE_SECONDS / 5)
-            now = _cpu_seconds(self._process.pid)
-            still = still + 1 if now - used < 0.02 else 0
-            used = now
-
-    def _read(self) -> None:
-        part = os.read(self._pipe, 65536)
-        if not part:
-            raise RuntimeError(f"the worker ended with {self._process.wait()}")
-        *lines, self._rest = (self._rest + part).split(b"\n")
-        self._lines.extend(lines)
-
-    def _line(self) -> tuple[int, int]:
-        size, first, last = map(int, self._lines.pop(0).split())
-        if size != len(PAYLOAD):
-            raise ValueError(f"expected a payload of {len(PAYLOAD)} bytes; came {size}")
-        return first, last
-
-
-def _once(readable: asyncio.Future[None]) -> None:
-    if not readable.done():
-        readable.set_result(None)
-
-
-@contextmanager
-def _worker(request: Request, mode: str, count: int) -> Generator[_Worker]:
-    """A worker of this driver's library; ended on the way out."""
-    reading, writing = os.pipe()
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-P", sys.argv[0], "worker", request.tcp_url],
-            env={**os.environ, VARIABLE: f"{mode}:{count}:{writing}"},
-            pass_fds=(writing,),
-            stdin=subprocess.DEVNULL,
-        )
-    finally:
-        os.close(writing)
-    worker = _Worker(process, reading)
-    try:
-        yield worker
-    finally:
-        worker.kill()
-        os.close(reading)
 
 
 async def _counted(
@@ -296,8 +199,8 @@ async def _spent(opener: Opener, request: Request, pace: int, section: str) -> f
     """What the server counted of a drain for each job, the worker's start among it."""
     count = await _fill(opener, request, pace)
     before = _spending(request.tcp_url, section)
-    with _worker(request, "count", count) as worker:
-        worker.told(_START_SECONDS + 3 * request.seconds)
+    with worker_process(request, "count", count) as worker:
+        worker.told(START_SECONDS + 3 * request.seconds)
         await asyncio.sleep(_ACKNOWLEDGE_SECONDS)
         return (_spending(request.tcp_url, section) - before) / count
 
@@ -315,7 +218,7 @@ def _spending(url: str, section: str) -> int:
     )
 
 
-async def _pick_ups(queue: Queue, worker: _Worker, seconds: float) -> list[float]:
+async def _pick_ups(queue: Queue, worker: WorkerProcess, seconds: float) -> list[float]:
     taken: list[float] = []
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline or len(taken) < _FEWEST_PICK_UPS:
@@ -323,7 +226,7 @@ async def _pick_ups(queue: Queue, worker: _Worker, seconds: float) -> list[float
         await asyncio.sleep(_PAUSE_SECONDS * (1 + len(taken) * 0.618 % 1))
         asked = time.monotonic_ns()
         await queue.one(PAYLOAD)
-        taken.append((await worker.next(_START_SECONDS) - asked) / 1e6)
+        taken.append((await worker.next(START_SECONDS) - asked) / 1e6)
     return taken
 
 
@@ -335,10 +238,3 @@ def _ask(url: str, command: str) -> bytes:
         answer = connection.makefile("rb")
         first = answer.readline().rstrip()
         return answer.read(int(first[1:])) if first.startswith(b"$") else first
-
-
-def _cpu_seconds(pid: int) -> float:
-    """What a process and its threads have used."""
-    with open(f"/proc/{pid}/stat", encoding="ascii") as status:  # noqa: PTH123 - nothing is imported for one file
-        fields = status.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

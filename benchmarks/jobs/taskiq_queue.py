@@ -26,12 +26,16 @@ def _task(broker: AsyncBroker) -> AsyncTaskiqDecoratedTask[[str], Any]:
     return broker.with_serializer(ORJSONSerializer()).register_task(job, task_name="job")
 
 
-def serve_taskiq(broker_of: Callable[[str], AsyncBroker], count: str) -> None:
+def serve_taskiq(broker_class: Callable[..., AsyncBroker], count: str) -> None:
     """Answer the harness for a broker, whose queue is counted by this command."""
+
+    def broker_of(url: str, connections: int) -> AsyncBroker:
+        # redis-py's time-out would cost it something with each command.
+        return broker_class(url, max_connection_pool_size=connections, protocol=2, socket_timeout=None)
 
     @asynccontextmanager
     async def opened(url: str, concurrency: int) -> AsyncGenerator[Queue]:
-        broker = broker_of(url)
+        broker = broker_of(url, concurrency)
         task = _task(broker)
         await broker.startup()
 
@@ -44,7 +48,7 @@ def serve_taskiq(broker_of: Callable[[str], AsyncBroker], count: str) -> None:
             await broker.shutdown()
 
     async def work(url: str) -> None:
-        broker = broker_of(url)
+        broker = broker_of(url, 100)
         _task(broker)
         await run_receiver_task(
             broker, run_startup=True, validate_params=False, max_async_tasks=200, max_prefetch=200
