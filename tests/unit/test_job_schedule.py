@@ -102,6 +102,8 @@ class TestDue:
         young = schedule(missed=missed, made_up=2 * HOUR)
         now = NOON + HOUR_MS // 2
         assert due(young, NOON - DAY_MS, now).ticks == (NOON - HOUR_MS, NOON)[2 - expected :]
+        just = schedule(missed=missed, made_up=timedelta(minutes=30))
+        assert len(due(just, NOON - DAY_MS, now).ticks) == min(expected, 1)
         none = schedule(missed=missed, made_up=timedelta(minutes=29))
         assert due(none, NOON - DAY_MS, now).ticks == ()
 

@@ -155,7 +155,7 @@ def due(schedule: Schedule, last_ms: int, now_ms: int) -> Due:
     too, which fires nothing. A clock that goes back fires nothing again. At most 1000 are fired at once, the latest.
     """
     next_ms = schedule.next_after(max(last_ms, now_ms))
-    if schedule.paused or now_ms <= last_ms:
+    if schedule.paused:
         return Due((), next_ms)
     on_time_ms = max(last_ms, now_ms - schedule.grace // MS - 1)
     on_time = _latest(schedule, on_time_ms, now_ms, MOST_MADE_UP)
