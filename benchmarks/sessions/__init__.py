@@ -11,7 +11,8 @@ def _write(what: str, title: str, database: str, tasks: int) -> Case:
     driver, label = {"sqlite": ("aiosqlite", "SQLite"), "postgresql": ("asyncpg", "PostgreSQL")}[database]
     return Case(
         name=f"{what}_{database}_{tasks}",
-        title=f"{title}, {label}, {'one task' if tasks == 1 else f'{tasks} tasks'}",
+        title=f"{title} ({driver}: one INSERT or UPDATE, one commit), {label}, "
+        f"{'one task' if tasks == 1 else f'{tasks} tasks'}",
         unit="commits/s",
         handler=what,
         options={"tasks": tasks, "database": database},

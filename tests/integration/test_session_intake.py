@@ -24,7 +24,7 @@ from counterseal.core.settings import SessionSettings
 from counterseal.database.engine import Database
 from counterseal.database.tables import audit_entries, audit_heads, user_sessions, users
 from counterseal.sessions import Created
-from support.databases import Databases
+from support.databases import EVERY, Databases
 from support.servers import Server
 from support.session_faults import removable
 from support.session_rows import active_rows, parts_of, set_status
@@ -124,6 +124,7 @@ async def test_a_thousand_log_ins_of_a_hundred_users_at_once_all_succeed(app: Pr
     await verify_all(app, names)
 
 
+@pytest.mark.parametrize("place", EVERY, indirect=True)
 async def test_who_waits_together_shares_a_transaction(app: Process) -> None:
     seen = Transactions(app)
     made = await at_once(app, [f"u{number}" for number in range(40)])
@@ -137,9 +138,9 @@ async def test_who_waits_together_shares_a_transaction(app: Process) -> None:
 
 async def test_those_who_come_at_the_same_moment_share_the_first_transaction(app: Process) -> None:
     seen = Transactions(app)
-    await asyncio.gather(*(app.log_in(f"u{number}") for number in range(100)))
+    await asyncio.gather(*(app.log_in(f"u{number}") for number in range(50)))
     assert seen.count == 1
-    await asyncio.gather(*(app.log_in(f"u{number}") for number in range(101)))
+    await asyncio.gather(*(app.log_in(f"u{number}") for number in range(51)))
     assert seen.count == 3
 
 

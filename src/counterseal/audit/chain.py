@@ -146,18 +146,22 @@ def _canonical(value: object, path: str, depth: int) -> str:
         raise CodecError(f"lists and objects of an audit entry lie more than {MAX_DEPTH} deep", path=path)
     if kind is list:
         items = cast("list[object]", value)
-        texts = (_canonical(item, f"{path}[{index}]", depth - 1) for index, item in enumerate(items))
+        texts = [_canonical(item, f"{path}[{index}]", depth - 1) for index, item in enumerate(items)]
         return f"[{','.join(texts)}]"
     if kind is dict:
         members = cast("dict[object, object]", value)
-        texts = (
-            f"{quoted(name)}:{_canonical(members[name], f'{path}.{name}', depth - 1)}"
-            for name in sorted(_names(members, path), key=_utf16)
-        )
+        names = _names(members, path)
+        # Of ASCII the order is the same, and found at once.
+        names.sort(key=None if "".join(names).isascii() else _utf16)
+        texts = [f"{quoted(name)}:{_member(members[name], path, name, depth)}" for name in names]
         return f"{{{','.join(texts)}}}"
     if kind is float:
         raise CodecError("an audit entry has a float, which has more than one text", path=path)
     raise CodecError(f"{kind.__module__}.{kind.__qualname__} is not a type of JSON", path=path)
+
+
+def _member(value: object, path: str, name: str, depth: int) -> str:
+    return quoted(value) if type(value) is str else _canonical(value, f"{path}.{name}", depth - 1)
 
 
 def _names(members: dict[object, object], path: str) -> list[str]:

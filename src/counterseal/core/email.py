@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from typing import Final
 
@@ -10,6 +11,8 @@ import idna
 
 LONGEST_EMAIL: Final = 254
 """Bytes of UTF-8, as RFC 5321 allows for a path without its angle brackets."""
+
+_VISIBLE_ASCII: Final = re.compile(r"[!-~]+")
 
 
 def normal_email(text: object) -> str | None:
@@ -20,10 +23,12 @@ def normal_email(text: object) -> str | None:
     """
     if not isinstance(text, str) or len(text) > LONGEST_EMAIL * 2:
         return None
-    # Lower case may come apart again what was composed, so it is composed last.
-    email = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip(" ")).lower())
-    if any(character.isspace() or unicodedata.category(character)[0] == "C" for character in email):
-        return None
+    email = text.strip(" ").lower()
+    if not _VISIBLE_ASCII.fullmatch(email):
+        # Lower case may come apart again what was composed, so it is composed last.
+        email = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text.strip(" ")).lower())
+        if any(character.isspace() or unicodedata.category(character)[0] == "C" for character in email):
+            return None
     local, _, written = email.partition("@")
     domain = _ascii_domain(written)
     if not local or not domain or "@" in domain or domain.startswith(".") or domain.endswith("."):

@@ -32,10 +32,13 @@ _Processor: TypeAlias = Callable[[Any], Any] | None
 
 
 class _Step(NamedTuple):
-    """What a driver is to run: once, or once for each of `parameters` when there are `many`."""
+    """What a driver is to run: once, or once for each of `parameters` when there are `many`.
+
+    Without any it is a command that answers nothing.
+    """
 
     text: str
-    parameters: Sequence[Any] = ()
+    parameters: Sequence[Any] | None = None
     many: bool = False
 
 
@@ -160,10 +163,10 @@ class _Sqlite(Direct):
             for step in steps:
                 if stopped:
                     raise sqlite3.OperationalError("interrupted")
-                if step.many:
+                if step.parameters is not None and step.many:
                     connection.executemany(step.text, step.parameters)
                 else:
-                    rows = connection.execute(step.text, step.parameters).fetchall()
+                    rows = connection.execute(step.text, step.parameters or ()).fetchall()
             return rows
 
         timer = asyncio.get_running_loop().call_later(self._timeout_s, stop)
@@ -195,12 +198,12 @@ class _Postgresql(Direct):
         rows: Sequence[Sequence[Any]] = ()
         try:
             for step in steps:
-                if step.many:
-                    await self._driver.executemany(step.text, step.parameters)
-                elif step.parameters:
-                    rows = await self._driver.fetch(step.text, *step.parameters)
-                else:
+                if step.parameters is None:
                     await self._driver.execute(step.text)
+                elif step.many:
+                    await self._driver.executemany(step.text, step.parameters)
+                else:
+                    rows = await self._driver.fetch(step.text, *step.parameters)
         except BaseException as fault:
             # Cancelled, or overdue: its answer may still come.
             self._unsure = not isinstance(fault, Exception) or isinstance(fault, OSError)

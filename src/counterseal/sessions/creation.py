@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -308,6 +309,7 @@ def _checked_name(full_name: str) -> str:
     return full_name
 
 
+@lru_cache(1024)
 def _address(ip: str | None) -> str | None:
     """An IP address as text; None for what is none."""
     try:

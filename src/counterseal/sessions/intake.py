@@ -32,7 +32,7 @@ from counterseal.sessions.lifetime import lifetime
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE: Final = 100
+_AT_ONCE: Final = 50  # while they are written, as many others may be told what they got
 _LONG_S: Final = 0.5
 _LOCK_TIMEOUT: Final = timedelta(milliseconds=200)
 
