@@ -27,6 +27,9 @@ _EMPTY_SECONDS = 5.0
 _ACKNOWLEDGE_SECONDS = 0.1
 """For the last jobs of a drain: they are acknowledged after they have told of themselves."""
 
+_TWICE = 0.01
+"""The share of the jobs of a drain that may run twice: SAQ's sweep takes back one or two that were just leased."""
+
 _PAUSE_SECONDS = 0.03
 _FEWEST_PICK_UPS = 20
 _OWN_COMMANDS = ("cmdstat_config", "cmdstat_info")  # of this module
@@ -84,8 +87,8 @@ def serve_jobs(opener: Opener, work: Work, *, pace: int, loop_factory: LoopFacto
         with worker_process(request, "count", count) as worker:
             first, last = worker.told(START_SECONDS + 3 * request.seconds)
             await _check_empty(opener, request, count)
-            if worker.more():
-                raise ValueError(f"more than the {count} jobs that were enqueued ran")
+            if (again := worker.more()) > _TWICE * count:
+                raise ValueError(f"{again} of {count} jobs ran twice")
         return (count - 1) / ((last - first) / 1e9)
 
     async def commands(request: Request) -> float:

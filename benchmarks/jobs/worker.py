@@ -47,9 +47,11 @@ class WorkerProcess:
             self._read()
         return self._line()
 
-    def more(self) -> bool:
-        """Whether a job has told of itself that nobody has asked about."""
-        return bool(self._lines or self._rest or select.select([self._pipe], [], [], 0)[0])
+    def more(self) -> int:
+        """How many jobs have told of themselves that nobody has asked about."""
+        while select.select([self._pipe], [], [], 0)[0]:
+            self._read()
+        return len(self._lines)
 
     async def next(self, seconds: float) -> int:
         """The next start, in nanoseconds. The event loop goes on meanwhile."""
