@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PORT ?= 8787
 # How many processes run the tests; 0 runs them in one.
 WORKERS ?= auto
-IN_PARALLEL = -n $(WORKERS) --maxprocesses 4 --dist loadfile
+IN_PARALLEL = -n $(WORKERS) --maxprocesses 4 --dist worksteal
 
 # Python 3.11 or newer. A name counts only when it runs.
 PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13; do \

@@ -6,6 +6,7 @@ A test may freeze and kill shared servers; it changes the configuration of serve
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -30,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     if everything_required():
         config.pluginmanager.register(NothingSkipped())
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: each waits as well, for servers, disks and time-outs."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +139,13 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     """Makes places for the durable record: `async with databases.place("sqlite", folder) as place`."""
     with Databases(tmp_path_factory.mktemp("databases")) as databases:
         yield databases
+
+
+@pytest.fixture
+async def data_dir(databases: Databases, tmp_path: Path) -> AsyncIterator[Path]:
+    """A data folder of the test's own, whose SQLite has the tables of this release: who opens it upgrades nothing."""
+    async with databases.place("sqlite", tmp_path) as place:
+        yield place.data_dir
 
 
 @pytest.fixture(params=BOTH)

@@ -243,7 +243,7 @@ async def test_a_server_taken_for_a_sentinel(valkey: Server):
 
 
 async def test_a_node_of_a_cluster_taken_for_a_server(cluster: Cluster):
-    text = await refusal(ConfigurationError, REDIS_URL=cluster.nodes[0].url)
+    text = await refusal(ConfigurationError, REDIS_URL=cluster.primaries()[0].url)
     assert text == "REDIS_URL: expected redis+cluster://host:port; came: one node of a Cluster alone"
 
 

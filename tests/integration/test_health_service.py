@@ -68,8 +68,8 @@ async def opened(url: str, folder: Path, **more: Any) -> AsyncIterator[Counterse
 
 
 @pytest.fixture
-async def seal(valkey: Server, tmp_path: Path) -> AsyncIterator[Counterseal]:
-    async with opened(valkey.url, tmp_path) as seal:
+async def seal(valkey: Server, data_dir: Path) -> AsyncIterator[Counterseal]:
+    async with opened(valkey.url, data_dir) as seal:
         yield seal
 
 
@@ -131,9 +131,9 @@ async def test_the_numbers_are_those_of_the_services(seal: Counterseal) -> None:
     assert (told["analytics"]["todayViews"], told["analytics"]["todaySignatures"]) == (2, 1)
 
 
-async def test_the_environment_says_what_is_set_and_never_to_what(valkey: Server, tmp_path: Path) -> None:
+async def test_the_environment_says_what_is_set_and_never_to_what(valkey: Server, data_dir: Path) -> None:
     qstash = QStashSettings(token=SecretStr(SECRET))
-    async with opened(valkey.url, tmp_path, qstash=qstash, environment=Environment.TEST) as seal:
+    async with opened(valkey.url, data_dir, qstash=qstash, environment=Environment.TEST) as seal:
         report = await seal.health.check()
     assert report.body["environment"] == {
         "hasRedisUrl": True, "hasRedisToken": False, "hasQStashToken": True, "nodeEnv": "test"
@@ -173,12 +173,12 @@ async def test_either_url_of_redis_counts_and_the_token_is_upstashs(
     ],
 )
 async def test_a_command_that_may_not_be_used_makes_its_flag_false_and_no_other_service_unhealthy(
-    servers: Callable[..., Server], tmp_path: Path, refused: str, service: str, flags: dict[str, bool]
+    servers: Callable[..., Server], data_dir: Path, refused: str, service: str, flags: dict[str, bool]
 ) -> None:
     allowed = "" if refused == "-ping" else "+ping"
     server = servers(acl=[f"limited on >{SECRET} ~* &* +@all {refused} {allowed}"])
     url = server.url if refused == "-ping" else as_user(server)
-    async with opened(url, tmp_path) as seal:
+    async with opened(url, data_dir) as seal:
         if refused == "-ping":
             server.execute("ACL", "SETUSER", "default", "-ping")
         told = await services(seal)
@@ -256,10 +256,10 @@ async def test_a_frozen_server_is_unhealthy_within_a_second_and_healthy_again_wh
 
 
 async def test_a_server_that_is_gone_is_unhealthy_without_its_address_and_healthy_when_it_is_back(
-    servers: Callable[..., Server], tmp_path: Path
+    servers: Callable[..., Server], data_dir: Path
 ) -> None:
     server = servers()
-    async with opened(server.url, tmp_path) as seal:
+    async with opened(server.url, data_dir) as seal:
         server.kill()
         report = await seal.health.check()
         text = json.dumps(report.body)
@@ -404,10 +404,10 @@ async def test_readiness_is_redis_and_the_database_and_nothing_else(
 
 
 async def test_readiness_names_what_is_not_there_and_is_kept_for_a_second(
-    servers: Callable[..., Server], tmp_path: Path
+    servers: Callable[..., Server], data_dir: Path
 ) -> None:
     server = servers()
-    async with opened(server.url, tmp_path) as seal:
+    async with opened(server.url, data_dir) as seal:
         assert (await seal.health.ready()).ready
         server.kill()
         await seal.database.close()
@@ -446,10 +446,10 @@ async def test_diagnostics_tell_of_server_latency_memory_persistence_and_connect
 
 
 async def test_diagnostics_are_null_where_the_server_tells_nothing_and_show_no_secret(
-    servers: Callable[..., Server], tmp_path: Path
+    servers: Callable[..., Server], data_dir: Path
 ) -> None:
     server = servers(acl=[f"limited on >{SECRET} ~* &* +@all -info"])
-    async with opened(server.url, tmp_path) as seal:
+    async with opened(server.url, data_dir) as seal:
         server.execute("ACL", "SETUSER", "default", "-info")
         told = await seal.health.detailed_diagnostics()
         server.execute("ACL", "SETUSER", "default", "+info")
@@ -461,4 +461,4 @@ async def test_diagnostics_are_null_where_the_server_tells_nothing_and_show_no_s
     text = json.dumps([told, gone])
     assert SECRET not in text
     assert "127.0.0.1" not in text
-    assert str(tmp_path) not in text
+    assert str(data_dir) not in text

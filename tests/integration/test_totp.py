@@ -26,7 +26,16 @@ from counterseal.database.tables import (
 from counterseal.sessions.session import Context
 from support.accounts import EMAIL, PASSWORD, House, accounts_on
 from support.servers import Server
-from support.totp import Enrolled, code_of, enable, enrol, next_step, unlimited, wrong_code
+from support.totp import (
+    Enrolled,
+    at_the_beginning_of_a,
+    code_of,
+    enable,
+    enrol,
+    next_step,
+    unlimited,
+    wrong_code,
+)
 
 ELSEWHERE = "192.0.2.7"
 
@@ -358,6 +367,7 @@ async def test_who_has_no_second_factor_and_who_is_unknown_get_the_same_answer(h
 
 
 async def test_five_wrong_codes_shut_a_purpose_for_five_minutes_the_right_code_too(house: House) -> None:
+    at_the_beginning_of_a(timedelta(minutes=5), house)
     user = await enrol(house)
     next_step(house)
     wrong = wrong_code(house, user.secret)
@@ -375,6 +385,7 @@ async def test_five_wrong_codes_shut_a_purpose_for_five_minutes_the_right_code_t
 
 
 async def test_twenty_wrong_codes_shut_a_purpose_for_the_day(house: House) -> None:
+    at_the_beginning_of_a(timedelta(days=1), house)
     user = await enrol(house)
     for _ in range(4):
         wrong = wrong_code(house, user.secret)
@@ -385,6 +396,7 @@ async def test_twenty_wrong_codes_shut_a_purpose_for_the_day(house: House) -> No
 
 
 async def test_thirty_wrong_codes_shut_an_address_whoever_they_were_for(house: House) -> None:
+    at_the_beginning_of_a(timedelta(minutes=5), house)
     users = [await enrol(house, f"u{number}@example.com") for number in range(7)]
     for user in users[:6]:
         wrong = wrong_code(house, user.secret)
@@ -397,6 +409,7 @@ async def test_thirty_wrong_codes_shut_an_address_whoever_they_were_for(house: H
 
 
 async def test_an_address_that_is_shut_uses_up_nothing_of_a_user(house: House) -> None:
+    at_the_beginning_of_a(timedelta(minutes=5), house)
     user = await enrol(house)
     next_step(house)
     for _ in range(30):

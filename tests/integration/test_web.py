@@ -78,8 +78,8 @@ async def site_on(
 
 
 @pytest.fixture
-async def site(valkey: Server, tmp_path: Path) -> AsyncIterator[Site]:
-    async with site_on(valkey, tmp_path) as site:
+async def site(valkey: Server, data_dir: Path) -> AsyncIterator[Site]:
+    async with site_on(valkey, data_dir) as site:
         yield site
 
 
@@ -96,9 +96,9 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
 # -- routes ------------------------------------------------------------------------------------------------------------
 
 
-async def test_the_route_table_is_the_reviewed_list(valkey: Server, tmp_path: Path) -> None:
+async def test_the_route_table_is_the_reviewed_list(valkey: Server, data_dir: Path) -> None:
     async with site_on(
-        valkey, tmp_path, COUNTERSEAL_REST_TOKEN=REST_TOKEN, COUNTERSEAL_REST_DATABASE="1"
+        valkey, data_dir, COUNTERSEAL_REST_TOKEN=REST_TOKEN, COUNTERSEAL_REST_DATABASE="1"
     ) as site:
         table = {
             (getattr(route, "path", "?"), method)
@@ -126,10 +126,10 @@ async def test_without_a_token_there_is_no_redis_rest_server(site: Site) -> None
 
 
 async def test_the_redis_rest_server_answers_at_its_path_itself_without_a_redirect(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
     async with site_on(
-        valkey, tmp_path, COUNTERSEAL_REST_TOKEN=REST_TOKEN, COUNTERSEAL_REST_DATABASE="1"
+        valkey, data_dir, COUNTERSEAL_REST_TOKEN=REST_TOKEN, COUNTERSEAL_REST_DATABASE="1"
     ) as site:
         headers = {"Authorization": f"Bearer {REST_TOKEN}"}
         for path in ("/redis", "/redis/"):
@@ -141,10 +141,10 @@ async def test_the_redis_rest_server_answers_at_its_path_itself_without_a_redire
 
 
 async def test_the_redis_rest_server_does_not_see_what_counterseal_keeps(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
     async with site_on(
-        valkey, tmp_path, COUNTERSEAL_REST_TOKEN=REST_TOKEN, COUNTERSEAL_REST_DATABASE="1"
+        valkey, data_dir, COUNTERSEAL_REST_TOKEN=REST_TOKEN, COUNTERSEAL_REST_DATABASE="1"
     ) as site:
         await site.seal.cache.documents.set("7", {"title": "Lease"})
         headers = {"Authorization": f"Bearer {REST_TOKEN}"}
@@ -185,8 +185,8 @@ async def test_the_page_has_no_script_no_inline_style_and_says_its_language(site
     assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
-async def test_the_page_tells_what_is_unhealthy(valkey: Server, tmp_path: Path) -> None:
-    async with site_on(valkey, tmp_path, worker=False) as site:
+async def test_the_page_tells_what_is_unhealthy(valkey: Server, data_dir: Path) -> None:
+    async with site_on(valkey, data_dir, worker=False) as site:
         valkey.kill()
         await eventually(lambda: not site.seal.store.available)
         page = await site.client.get("/")
@@ -246,9 +246,9 @@ async def test_head_has_the_status_and_headers_of_get(site: Site, path: str) -> 
 
 
 async def test_health_and_readiness_follow_a_server_that_goes_and_returns(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with site_on(valkey, tmp_path) as site:
+    async with site_on(valkey, data_dir) as site:
 
         async def statuses() -> tuple[int, int, int]:
             paths = (HEALTH, "/health/ready", "/health/live")
@@ -269,8 +269,8 @@ async def test_health_and_readiness_follow_a_server_that_goes_and_returns(
         await eventually(lambda: are(200, 200, 200), within=20)
 
 
-async def test_a_frozen_server_makes_health_unhealthy_within_a_second(valkey: Server, tmp_path: Path) -> None:
-    async with site_on(valkey, tmp_path, worker=False, COUNTERSEAL_COMMAND_TIMEOUT="30s") as site:
+async def test_a_frozen_server_makes_health_unhealthy_within_a_second(valkey: Server, data_dir: Path) -> None:
+    async with site_on(valkey, data_dir, worker=False, COUNTERSEAL_COMMAND_TIMEOUT="30s") as site:
         valkey.freeze()
         answer = await site.client.get(HEALTH)
         assert answer.status_code == 503
@@ -304,8 +304,8 @@ async def test_an_order_without_the_admin_key_is_refused_before_its_body_is_read
     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-async def test_without_an_admin_key_nobody_gives_orders(valkey: Server, tmp_path: Path) -> None:
-    async with site_on(valkey, tmp_path, worker=False, COUNTERSEAL_ADMIN_KEY="") as site:
+async def test_without_an_admin_key_nobody_gives_orders(valkey: Server, data_dir: Path) -> None:
+    async with site_on(valkey, data_dir, worker=False, COUNTERSEAL_ADMIN_KEY="") as site:
         problem(await site.order("clear_cache"), 401, "unauthorized")
         problem(await site.client.post(HEALTH, headers={"X-Admin-Key": ""}), 401, "unauthorized")
 
@@ -372,9 +372,9 @@ async def test_detailed_diagnostics_tell_much_and_no_secret_or_address(site: Sit
 
 
 async def test_an_order_that_needs_redis_is_answered_503_while_it_is_away_and_done_when_it_is_back(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with site_on(valkey, tmp_path, worker=False) as site:
+    async with site_on(valkey, data_dir, worker=False) as site:
         valkey.kill()
         await eventually(lambda: not site.seal.store.available)
         answer = await site.order("clear_cache")
@@ -558,9 +558,9 @@ async def test_invented_paths_and_methods_make_no_new_series(site: Site) -> None
     }
 
 
-async def test_a_root_path_that_ends_within_a_segment_hides_no_mount(valkey: Server, tmp_path: Path) -> None:
+async def test_a_root_path_that_ends_within_a_segment_hides_no_mount(valkey: Server, data_dir: Path) -> None:
     async with site_on(
-        valkey, tmp_path, COUNTERSEAL_REST_TOKEN=REST_TOKEN, COUNTERSEAL_REST_DATABASE="1"
+        valkey, data_dir, COUNTERSEAL_REST_TOKEN=REST_TOKEN, COUNTERSEAL_REST_DATABASE="1"
     ) as site:
 
         async def ask(method: str, path: str, root_path: str) -> httpx.Response:
@@ -575,8 +575,8 @@ async def test_a_root_path_that_ends_within_a_segment_hides_no_mount(valkey: Ser
         assert {dict(labels)["route"] for labels in series} == {"/static", "/redis"}
 
 
-async def test_metrics_are_there_while_redis_is_not(valkey: Server, tmp_path: Path) -> None:
-    async with site_on(valkey, tmp_path, worker=False) as site:
+async def test_metrics_are_there_while_redis_is_not(valkey: Server, data_dir: Path) -> None:
+    async with site_on(valkey, data_dir, worker=False) as site:
         valkey.kill()
         await eventually(lambda: not site.seal.store.available)
         found = await samples(site)
@@ -584,8 +584,8 @@ async def test_metrics_are_there_while_redis_is_not(valkey: Server, tmp_path: Pa
         assert not any(name == "counterseal_jobs" for name, _ in found)
 
 
-async def test_two_applications_count_apart(valkey: Server, tmp_path: Path) -> None:
-    async with site_on(valkey, tmp_path) as one, site_on(valkey, tmp_path) as other:
+async def test_two_applications_count_apart(valkey: Server, data_dir: Path) -> None:
+    async with site_on(valkey, data_dir) as one, site_on(valkey, data_dir) as other:
         await one.client.get("/health/live")
         key = ("counterseal_http_requests_total", labelled(method="GET", route="/health/live", status="200"))
         assert (await samples(one))[key] == 1

@@ -110,8 +110,8 @@ async def product_on(server: Server, folder: Path, **variables: str) -> AsyncIte
 
 
 @pytest.fixture
-async def site(valkey: Server, tmp_path: Path) -> AsyncIterator[Site]:
-    async with site_on(valkey, tmp_path, routes={**ROUTES, "/api/things": "email"}) as site:
+async def site(valkey: Server, data_dir: Path) -> AsyncIterator[Site]:
+    async with site_on(valkey, data_dir, routes={**ROUTES, "/api/things": "email"}) as site:
         yield site
 
 
@@ -132,9 +132,9 @@ async def remaining(site: Site, limiter: str, identifier: str = PEER) -> int:
 
 
 async def test_the_eleventh_guess_within_a_minute_is_refused_whatever_headers_are_forged(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with product_on(valkey, tmp_path) as site:
+    async with product_on(valkey, data_dir) as site:
 
         async def guess(number: int) -> httpx.Response:
             forged = f"198.51.100.{number}"
@@ -154,8 +154,8 @@ async def test_the_eleventh_guess_within_a_minute_is_refused_whatever_headers_ar
         assert (await site.ask(GUESSED, peer="203.0.113.6")).status_code == 404
 
 
-async def test_with_redis_down_guesses_are_counted_in_the_database(valkey: Server, tmp_path: Path) -> None:
-    async with product_on(valkey, tmp_path) as site:
+async def test_with_redis_down_guesses_are_counted_in_the_database(valkey: Server, data_dir: Path) -> None:
+    async with product_on(valkey, data_dir) as site:
         valkey.kill()
         await eventually(lambda: not site.store.available)
         # A minute of the database begins now, and ends after the test.
@@ -164,9 +164,9 @@ async def test_with_redis_down_guesses_are_counted_in_the_database(valkey: Serve
 
 
 async def test_with_redis_and_the_database_down_nobody_guesses_and_the_api_stays_open(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with product_on(valkey, tmp_path) as site:
+    async with product_on(valkey, data_dir) as site:
         assert await site.statuses(1, GUESSED) == [404]
         valkey.kill()
         await eventually(lambda: not site.store.available)
@@ -185,9 +185,9 @@ async def test_with_redis_and_the_database_down_nobody_guesses_and_the_api_stays
 
 
 async def test_health_metrics_pages_and_static_files_are_never_charged(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with product_on(valkey, tmp_path) as site:
+    async with product_on(valkey, data_dir) as site:
         paths = ("/", "/health/live", "/health/ready", "/metrics", "/static/style.css", "/redis", "/qstash")
         for path in (*paths, "/api/health/redis", "/api/jobs/email"):
             answer = await site.ask(path)
@@ -196,17 +196,17 @@ async def test_health_metrics_pages_and_static_files_are_never_charged(
 
 
 async def test_an_address_that_answers_nothing_is_charged_all_the_same(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with product_on(valkey, tmp_path) as site:
+    async with product_on(valkey, data_dir) as site:
         answer = await site.ask("/api/none")
         problem(answer, 404, "not_found")
         assert answer.headers["X-RateLimit-Remaining"] == "99"
         assert (await site.ask("/api/none", method="HEAD")).headers["X-RateLimit-Remaining"] == "98"
 
 
-async def test_the_settings_say_how_many_proxies_are_trusted(valkey: Server, tmp_path: Path) -> None:
-    async with product_on(valkey, tmp_path, COUNTERSEAL_TRUSTED_PROXIES="1") as site:
+async def test_the_settings_say_how_many_proxies_are_trusted(valkey: Server, data_dir: Path) -> None:
+    async with product_on(valkey, data_dir, COUNTERSEAL_TRUSTED_PROXIES="1") as site:
         for number in range(1, 11):
             headers = {"X-Forwarded-For": f"198.51.100.{number}, 203.0.113.7"}
             assert (await site.ask(GUESSED, headers=headers)).status_code == 404
@@ -215,7 +215,7 @@ async def test_the_settings_say_how_many_proxies_are_trusted(valkey: Server, tmp
         headers = {"X-Forwarded-For": "203.0.113.7, 203.0.113.8"}
         assert (await site.ask(GUESSED, headers=headers)).status_code == 404
     async with product_on(
-        valkey, tmp_path, COUNTERSEAL_TRUSTED_PROXIES="1", COUNTERSEAL_PROXY_HEADER="forwarded"
+        valkey, data_dir, COUNTERSEAL_TRUSTED_PROXIES="1", COUNTERSEAL_PROXY_HEADER="forwarded"
     ) as site:
         headers = {"X-Forwarded-For": "203.0.113.9", "Forwarded": 'for="203.0.113.7:80"'}
         assert (await site.ask(GUESSED, headers=headers)).status_code == 429
@@ -239,8 +239,8 @@ def test_a_served_program_believes_no_header_of_whoever_connects_from_its_machin
     assert seen == [404] * 10 + [429]
 
 
-async def test_metrics_count_what_was_allowed_and_refused_by_limiter(valkey: Server, tmp_path: Path) -> None:
-    async with product_on(valkey, tmp_path) as site:
+async def test_metrics_count_what_was_allowed_and_refused_by_limiter(valkey: Server, data_dir: Path) -> None:
+    async with product_on(valkey, data_dir) as site:
         await site.statuses(12, GUESSED)
         metrics = (await site.ask("/metrics")).text
         assert 'counterseal_rate_limit_allowed_total{limiter="auth"} 10.0' in metrics
@@ -271,9 +271,9 @@ async def test_paths_outside_the_table_and_exempt_ones_are_never_charged(site: S
 
 
 async def test_a_limiter_that_nobody_declared_is_refused_when_the_application_starts(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with site_on(valkey, tmp_path, routes={"/api": "apl"}) as site:
+    async with site_on(valkey, data_dir, routes={"/api": "apl"}) as site:
         with pytest.raises(UnknownName, match=r"apl.*api"):
             site.app.build_middleware_stack()
 
@@ -477,12 +477,12 @@ async def test_a_refused_body_is_not_read_and_an_allowed_one_passes_in_pieces(si
 
 
 async def test_two_users_behind_one_address_are_two_and_one_user_at_two_addresses_is_one(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
     def user(scope: Scope) -> str | None:
         return dict(scope["headers"]).get(b"x-user", b"").decode() or None
 
-    async with site_on(valkey, tmp_path, routes={"/api": "email"}, identify=user) as site:
+    async with site_on(valkey, data_dir, routes={"/api": "email"}, identify=user) as site:
         alice, bob = {"X-User": "alice"}, {"X-User": "bob"}
         assert await site.statuses(3, headers=alice) == [200, 200, 429]
         assert await site.statuses(3, headers=bob) == [200, 200, 429]
@@ -493,10 +493,10 @@ async def test_two_users_behind_one_address_are_two_and_one_user_at_two_addresse
 
 
 async def test_a_user_who_is_called_like_an_address_is_not_that_address(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
     async with site_on(
-        valkey, tmp_path, routes={"/api": "email"}, identify=lambda scope: "203.0.113.9"
+        valkey, data_dir, routes={"/api": "email"}, identify=lambda scope: "203.0.113.9"
     ) as site:
         await site.statuses(2)
         assert await remaining(site, "email", "203.0.113.9") == 2
@@ -530,8 +530,8 @@ async def test_peers_without_an_address_share_one_limit(site: Site) -> None:
     assert await site.statuses(3, peer=None) == [200, 200, 429]
 
 
-async def test_an_address_on_a_list_counts_whoever_the_user_is(valkey: Server, tmp_path: Path) -> None:
-    async with site_on(valkey, tmp_path, routes={"/api": "email"}, identify=lambda scope: "alice") as site:
+async def test_an_address_on_a_list_counts_whoever_the_user_is(valkey: Server, data_dir: Path) -> None:
+    async with site_on(valkey, data_dir, routes={"/api": "email"}, identify=lambda scope: "alice") as site:
         await site.limits.deny("203.0.113.0/24")
         await site.limits.deny("2001:db8::7")
         await site.limits.allow("198.51.100.0/24")
@@ -546,18 +546,18 @@ async def test_an_address_on_a_list_counts_whoever_the_user_is(valkey: Server, t
         assert await site.statuses(1, peer="198.51.100.1") == [429]
 
 
-async def test_a_new_process_knows_the_lists_at_its_first_request(valkey: Server, tmp_path: Path) -> None:
-    async with seal_on(valkey, tmp_path / "one") as seal:
+async def test_a_new_process_knows_the_lists_at_its_first_request(valkey: Server, data_dir: Path) -> None:
+    async with seal_on(valkey, data_dir / "one") as seal:
         await seal.rate_limits.deny("2001:db8::7")
-    async with site_on(valkey, tmp_path / "two", routes={"/api": "email"}) as site:
+    async with site_on(valkey, data_dir / "two", routes={"/api": "email"}) as site:
         assert await site.statuses(1, peer="2001:db8::7") == [429]
 
 
-async def test_a_plan_has_its_limits_and_answers_tell_them(valkey: Server, tmp_path: Path) -> None:
+async def test_a_plan_has_its_limits_and_answers_tell_them(valkey: Server, data_dir: Path) -> None:
     def plan(scope: Scope) -> str | None:
         return dict(scope["headers"]).get(b"x-plan", b"").decode() or None
 
-    async with site_on(valkey, tmp_path, routes={"/api": "email"}, plan=plan) as site:
+    async with site_on(valkey, data_dir, routes={"/api": "email"}, plan=plan) as site:
         await site.limits.set_limits("email", Limit(3, MINUTE), plan="gold")
         answer = await site.ask(headers={"X-Plan": "gold"})
         assert answer.headers["RateLimit-Policy"] == '"email";q=3;w=60'
@@ -566,8 +566,8 @@ async def test_a_plan_has_its_limits_and_answers_tell_them(valkey: Server, tmp_p
         assert await site.statuses(3, peer="203.0.113.7", headers={"X-Plan": "none"}) == [200, 200, 429]
 
 
-async def test_a_plan_without_a_name_is_none(valkey: Server, tmp_path: Path) -> None:
-    async with site_on(valkey, tmp_path, routes={"/api": "email"}, plan=lambda scope: "") as site:
+async def test_a_plan_without_a_name_is_none(valkey: Server, data_dir: Path) -> None:
+    async with site_on(valkey, data_dir, routes={"/api": "email"}, plan=lambda scope: "") as site:
         assert await site.statuses(3) == [200, 200, 429]
 
 
@@ -583,9 +583,9 @@ async def test_an_answer_tells_the_limits_by_which_it_was_decided(site: Site) ->
 
 
 async def test_of_two_limits_with_one_count_the_one_that_decided_is_named(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with site_on(valkey, tmp_path, routes={"/api": "email"}) as site:
+    async with site_on(valkey, data_dir, routes={"/api": "email"}) as site:
         await site.limits.set_limits("email", [Limit(9, timedelta(seconds=1)), Limit(9, timedelta(days=1))])
         await site.statuses(5)
         travel(site.store, timedelta(seconds=3))
@@ -651,11 +651,11 @@ async def account(request: Request) -> str | None:
     return request.query_params.get("account")
 
 
-async def test_whom_a_route_names_is_neither_an_address_nor_a_user(valkey: Server, tmp_path: Path) -> None:
+async def test_whom_a_route_names_is_neither_an_address_nor_a_user(valkey: Server, data_dir: Path) -> None:
     def user(scope: Scope) -> str | None:
         return dict(scope["headers"]).get(b"x-user", b"").decode() or None
 
-    async with site_on(valkey, tmp_path, routes={"/api": "email"}, identify=user) as site:
+    async with site_on(valkey, data_dir, routes={"/api": "email"}, identify=user) as site:
         with_route(site, "/login", limited("email", identifier=account))
         for account_named in ("203.0.113.9", "user:alice", "of:203.0.113.9"):
             assert await site.statuses(3, f"/login?account={account_named}") == [200, 200, 429]
@@ -677,11 +677,11 @@ async def test_whom_a_route_names_is_never_on_a_list_of_addresses(site: Site) ->
 
 
 async def test_a_new_process_knows_the_lists_at_the_first_request_of_a_route_outside_the_table(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with seal_on(valkey, tmp_path / "one") as seal:
+    async with seal_on(valkey, data_dir / "one") as seal:
         await seal.rate_limits.deny(PEER)
-    async with site_on(valkey, tmp_path / "two") as site:
+    async with site_on(valkey, data_dir / "two") as site:
         with_route(site, "/login", limited("api", identifier=lambda request: "alice"))
         assert await site.statuses(1, "/login") == [429]
 
@@ -794,9 +794,9 @@ def test_a_cost_that_is_no_whole_number_of_at_least_one_is_refused_when_the_rout
 
 
 async def test_a_route_with_a_limiter_that_nobody_declared_fails_and_names_none_to_the_client(
-    valkey: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    valkey: Server, data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with product_on(valkey, tmp_path) as site:
+    async with product_on(valkey, data_dir) as site:
         with_route(site, "/mails", limited("emial"))
         answer = await site.ask("/mails")
         problem(answer, 500, "configuration_invalid")
@@ -818,9 +818,9 @@ async def test_an_application_without_the_middleware_is_a_configuration_error() 
 
 @pytest.mark.parametrize("fault", [Server.freeze, Server.kill], ids=["frozen", "killed"])
 async def test_open_limiters_count_here_and_closed_ones_answer_503_until_redis_is_back(
-    valkey: Server, tmp_path: Path, fault: Callable[[Server], None]
+    valkey: Server, data_dir: Path, fault: Callable[[Server], None]
 ) -> None:
-    async with product_on(valkey, tmp_path, COUNTERSEAL_COMMAND_TIMEOUT="200ms") as site:
+    async with product_on(valkey, data_dir, COUNTERSEAL_COMMAND_TIMEOUT="200ms") as site:
         await lose_database(site.seal)  # which would count for them
         fault(valkey)
         problem(await site.ask(GUESSED), 503, "store_unavailable")

@@ -77,8 +77,8 @@ async def house_on(
 
 
 @pytest.fixture
-async def house(valkey: Server, tmp_path: Path) -> AsyncIterator[House]:
-    async with house_on(valkey, tmp_path) as house:
+async def house(valkey: Server, data_dir: Path) -> AsyncIterator[House]:
+    async with house_on(valkey, data_dir) as house:
         yield house
 
 
@@ -212,10 +212,10 @@ async def test_around_a_whole_fastapi_application_nothing_is_kept(house: House) 
 
 
 async def test_a_response_in_the_memory_of_the_process_is_forgotten_like_any_other(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
     kind = response_kind("page", timedelta(minutes=5), near=timedelta(minutes=1))
-    async with house_on(valkey, tmp_path, kind) as house:
+    async with house_on(valkey, data_dir, kind) as house:
         counted = Counted()
         pages = house.pages(kind)
         client = await house.serving(counted.endpoint(), pages=pages)
@@ -881,11 +881,11 @@ async def test_a_longer_life_than_that_of_the_kind_is_not_granted(house: House) 
     [("", PAGES.ttl * 1.2), ("max-age=20", timedelta(seconds=20)), ("max-age=20, public", PAGES.ttl)],
 )
 async def test_a_stale_response_is_given_while_a_new_one_is_made(
-    valkey: Server, tmp_path: Path, control: str, ends: timedelta
+    valkey: Server, data_dir: Path, control: str, ends: timedelta
 ) -> None:
     kind = response_kind("page", timedelta(minutes=5), stale_while_revalidate=timedelta(minutes=10))
     headers = {"Cache-Control": control} if control else {}
-    async with house_on(valkey, tmp_path, kind) as house:
+    async with house_on(valkey, data_dir, kind) as house:
         counted = Counted(lambda request: PlainTextResponse(f"run {counted.total}", headers=headers))
         client = await house.serving(counted.endpoint(), pages=house.pages(kind))
         await client.get("/")
@@ -907,11 +907,11 @@ async def test_a_stale_response_is_given_while_a_new_one_is_made(
     [("", PAGES.ttl * 1.2), ("max-age=20", timedelta(seconds=20)), ("max-age=20, public", PAGES.ttl)],
 )
 async def test_a_stale_response_is_given_when_the_handler_fails_for_as_long_as_its_kind_says(
-    valkey: Server, tmp_path: Path, control: str, ends: timedelta
+    valkey: Server, data_dir: Path, control: str, ends: timedelta
 ) -> None:
     kind = response_kind("page", timedelta(minutes=5), stale_if_error=timedelta(minutes=10))
     headers = {"Cache-Control": control} if control else {}
-    async with house_on(valkey, tmp_path, kind) as house:
+    async with house_on(valkey, data_dir, kind) as house:
 
         def page(request: Request) -> Response:
             if counted.total == 4:
@@ -943,11 +943,11 @@ async def test_a_stale_response_is_given_when_the_handler_fails_for_as_long_as_i
     ],
 )
 async def test_a_stale_response_that_forbids_it_is_not_given(
-    valkey: Server, tmp_path: Path, control: str
+    valkey: Server, data_dir: Path, control: str
 ) -> None:
     day = timedelta(days=1)
     kind = response_kind("page", timedelta(minutes=5), stale_while_revalidate=day, stale_if_error=day)
-    async with house_on(valkey, tmp_path, kind) as house:
+    async with house_on(valkey, data_dir, kind) as house:
         statuses = {2: 503}
         counted = Counted(
             lambda request: PlainTextResponse(
@@ -967,10 +967,10 @@ async def test_a_stale_response_that_forbids_it_is_not_given(
 
 
 async def test_who_says_how_old_a_response_may_be_gets_none_that_is_stale(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
     kind = response_kind("page", timedelta(minutes=5), stale_if_error=timedelta(hours=1))
-    async with house_on(valkey, tmp_path, kind) as house:
+    async with house_on(valkey, data_dir, kind) as house:
         counted = Counted(
             lambda request: PlainTextResponse("x", status_code=200 if counted.total == 1 else 503)
         )
@@ -984,10 +984,10 @@ async def test_who_says_how_old_a_response_may_be_gets_none_that_is_stale(
 
 
 async def test_an_ended_response_in_the_memory_of_the_process_is_given_no_more(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
     kind = response_kind("page", timedelta(minutes=5), near=timedelta(minutes=5), early_refresh=False)
-    async with house_on(valkey, tmp_path, kind) as house:
+    async with house_on(valkey, data_dir, kind) as house:
         counted = Counted(
             lambda request: PlainTextResponse(f"run {counted.total}", headers={"Cache-Control": "max-age=20"})
         )
@@ -1022,8 +1022,8 @@ async def test_who_reads_an_ended_response_changes_nothing_that_another_process_
     assert house.server.execute("GET", key) == stored
 
 
-async def test_two_processes_renew_an_ended_response_once(valkey: Server, tmp_path: Path) -> None:
-    async with house_on(valkey, tmp_path / "one") as one, house_on(valkey, tmp_path / "two") as two:
+async def test_two_processes_renew_an_ended_response_once(valkey: Server, data_dir: Path) -> None:
+    async with house_on(valkey, data_dir / "one") as one, house_on(valkey, data_dir / "two") as two:
         gate = Gate(lambda request: PlainTextResponse("x", headers={"Cache-Control": "max-age=20"}))
         gate.opened.set()
         clients = [await house.serving(gate.endpoint()) for house in (one, two)]
@@ -1172,8 +1172,8 @@ async def test_a_client_that_goes_away_takes_the_response_from_nobody(house: Hou
     assert gate.entered == 1
 
 
-async def test_requests_to_two_processes_at_once_run_the_handler_once(valkey: Server, tmp_path: Path) -> None:
-    async with house_on(valkey, tmp_path / "one") as one, house_on(valkey, tmp_path / "two") as two:
+async def test_requests_to_two_processes_at_once_run_the_handler_once(valkey: Server, data_dir: Path) -> None:
+    async with house_on(valkey, data_dir / "one") as one, house_on(valkey, data_dir / "two") as two:
         gate = Gate(lambda request: PlainTextResponse("x"))
         clients = [await house.serving(gate.endpoint()) for house in (one, two)]
         await one.pages().invalidate("/")
@@ -1414,10 +1414,10 @@ async def test_what_is_no_whole_response_is_passed_on_as_it_is_and_not_kept(
 
 
 async def test_a_response_too_large_for_its_kind_is_answered_once_and_not_kept(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
     kind = response_kind("page", timedelta(minutes=5), max_value_bytes=10_000)
-    async with house_on(valkey, tmp_path, kind) as house:
+    async with house_on(valkey, data_dir, kind) as house:
         big = {f"X-{number}": "x" * 1000 for number in range(12)}
         counted = Counted(lambda request: PlainTextResponse("x", headers=big))
         client = await house.serving(counted.endpoint(), pages=house.pages(kind))
@@ -1427,9 +1427,9 @@ async def test_a_response_too_large_for_its_kind_is_answered_once_and_not_kept(
         assert counted.total == 2
 
 
-async def test_what_the_cache_did_not_take_is_not_told_to_be_stored(valkey: Server, tmp_path: Path) -> None:
+async def test_what_the_cache_did_not_take_is_not_told_to_be_stored(valkey: Server, data_dir: Path) -> None:
     kind = response_kind("page", timedelta(minutes=5), max_value_bytes=10_000)
-    async with house_on(valkey, tmp_path, kind) as house:
+    async with house_on(valkey, data_dir, kind) as house:
         # Each of these is six characters of JSON, which is known only when it is written.
         counted = Counted(lambda request: PlainTextResponse("x", headers={"X-Odd": "\x01" * 2000}))
         client = await house.serving(counted.endpoint(), pages=house.pages(kind))
@@ -1570,9 +1570,9 @@ async def test_a_response_that_was_being_made_when_its_path_was_forgotten_is_not
 
 
 async def test_while_redis_is_gone_every_request_is_answered_by_one_run(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with house_on(valkey, tmp_path) as house:
+    async with house_on(valkey, data_dir) as house:
         counted = Counted()
         client = await house.serving(counted.endpoint())
         await client.get("/")
@@ -1589,9 +1589,9 @@ async def test_while_redis_is_gone_every_request_is_answered_by_one_run(
 
 
 async def test_while_redis_is_frozen_every_request_is_answered_by_one_run(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with house_on(valkey, tmp_path, timeouts={}) as house:
+    async with house_on(valkey, data_dir, timeouts={}) as house:
         counted = Counted()
         client = await house.serving(counted.endpoint())
         await client.get("/")
@@ -1602,9 +1602,9 @@ async def test_while_redis_is_frozen_every_request_is_answered_by_one_run(
 
 
 async def test_redis_that_goes_while_a_response_is_made_costs_no_second_run(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with house_on(valkey, tmp_path) as house:
+    async with house_on(valkey, data_dir) as house:
         gate = Gate(lambda request: PlainTextResponse("x"))
         client = await house.serving(gate.endpoint())
         asking = asyncio.create_task(client.get("/"))
@@ -1616,9 +1616,9 @@ async def test_redis_that_goes_while_a_response_is_made_costs_no_second_run(
 
 
 async def test_while_redis_is_gone_requests_at_once_share_a_run_but_never_what_may_not_be_kept(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
-    async with house_on(valkey, tmp_path) as house:
+    async with house_on(valkey, data_dir) as house:
         shared = Gate(lambda request: PlainTextResponse("x"))
         apart = Gate(
             lambda request: PlainTextResponse(str(who(request.scope)), headers={"Set-Cookie": "a=1"})
@@ -1658,11 +1658,11 @@ async def test_an_entry_that_can_not_be_read_costs_one_run_and_is_replaced(house
 
 
 async def test_what_does_not_fit_together_is_refused_with_what_is_expected(
-    valkey: Server, tmp_path: Path
+    valkey: Server, data_dir: Path
 ) -> None:
     untyped = Kind("untyped", timedelta(minutes=5))
     typed = Kind("typed", timedelta(minutes=5), type=StoredResponse)
-    async with house_on(valkey, tmp_path, PAGES, untyped, typed) as house:
+    async with house_on(valkey, data_dir, PAGES, untyped, typed) as house:
         for kind in (untyped, typed):
             with pytest.raises(
                 ConfigurationError, match=rf"Kind {kind.name}: expected what response_kind\('"

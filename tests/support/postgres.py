@@ -106,7 +106,8 @@ class Postgres(Running):
         password.write_text(PASSWORD)
         _give_away(self.folder)
         program = [str(self._programs / "initdb"), "-D", str(self._data), "-U", "postgres", "--no-sync",
-                   "--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--no-locale"]  # fmt: skip
+                   "--auth=scram-sha-256", "--set=scram_iterations=1", f"--pwfile={password}",
+                   "--encoding=UTF8", "--no-locale"]  # fmt: skip
         subprocess.run(_unprivileged(program), check=True, capture_output=True, cwd=self.folder, timeout=60)
 
     def _backends(self) -> list[int]:

@@ -59,6 +59,12 @@ def next_step(house: House) -> None:
     house.travel(timedelta(seconds=30))
 
 
+def at_the_beginning_of_a(period: timedelta, house: House) -> None:
+    """Move the clock to where limits of this length begin to count anew, so that nothing fades out during a test."""
+    now = timedelta(milliseconds=house.store.now_ms())
+    house.travel(period - now % period)
+
+
 @asynccontextmanager
 async def unlimited(house: House) -> AsyncIterator[None]:
     """Let any number of wrong codes be tried, by all limiters of codes."""

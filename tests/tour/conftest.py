@@ -10,11 +10,11 @@ from support.servers import Server
 
 
 @pytest.fixture
-async def seal(valkey: Server, tmp_path: Path) -> AsyncIterator[Counterseal]:
+async def seal(valkey: Server, data_dir: Path) -> AsyncIterator[Counterseal]:
     settings = Settings.load(
         {
             "REDIS_URL": valkey.url,
-            "COUNTERSEAL_DATA_DIR": str(tmp_path),
+            "COUNTERSEAL_DATA_DIR": str(data_dir),
             "COUNTERSEAL_COMMAND_TIMEOUT": "5s",
         }
     )
