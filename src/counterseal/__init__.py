@@ -19,13 +19,14 @@ if TYPE_CHECKING:
         DatabaseError,
         DatabaseUnavailable,
         StoreError,
-        StoreTimeout,
         StoreUnavailable,
         UnknownName,
     )
     from counterseal.core.settings import Settings
+    from counterseal.jobs.context import JobContext
     from counterseal.jobs.job import Job, State
-    from counterseal.jobs.worker import Task, Worker
+    from counterseal.jobs.task import Task, task
+    from counterseal.jobs.worker import Worker
     from counterseal.ratelimit.limit import Limit
     from counterseal.ratelimit.policy import Policy
 
@@ -38,17 +39,18 @@ __all__ = [
     "DatabaseError",
     "DatabaseUnavailable",
     "Job",
+    "JobContext",
     "Kind",
     "Limit",
     "Policy",
     "Settings",
     "State",
     "StoreError",
-    "StoreTimeout",
     "StoreUnavailable",
     "Task",
     "UnknownName",
     "Worker",
+    "task",
 ]
 
 _HOMES: Final = {
@@ -60,17 +62,18 @@ _HOMES: Final = {
     "DatabaseError": "core.errors",
     "DatabaseUnavailable": "core.errors",
     "Job": "jobs.job",
+    "JobContext": "jobs.context",
     "Kind": "cache.kind",
     "Limit": "ratelimit.limit",
     "Policy": "ratelimit.policy",
     "Settings": "core.settings",
     "State": "jobs.job",
     "StoreError": "core.errors",
-    "StoreTimeout": "core.errors",
     "StoreUnavailable": "core.errors",
-    "Task": "jobs.worker",
+    "Task": "jobs.task",
     "UnknownName": "core.errors",
     "Worker": "jobs.worker",
+    "task": "jobs.task",
 }
 
 

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -24,8 +25,13 @@ from counterseal.core.settings import Environment, Settings
 from counterseal.database.engine import Database
 from counterseal.database.outbox import Outbox
 from counterseal.health import Health, Probes
-from counterseal.jobs.service import Jobs
-from counterseal.jobs.worker import Handler, Worker
+from counterseal.jobs.context import JobContext
+from counterseal.jobs.options import Priority
+from counterseal.jobs.run import Middleware
+from counterseal.jobs.service import OUTBOX_KIND, Jobs
+from counterseal.jobs.task import DEFAULT_QUEUE, Task, task
+from counterseal.jobs.types import CLEANUP_EXPIRED
+from counterseal.jobs.worker import Worker
 from counterseal.ratelimit.policy import Elsewhere, Policy
 from counterseal.ratelimit.service import RateLimits
 from counterseal.sessions.service import Sessions
@@ -41,10 +47,10 @@ _CLEAN_AT_ONCE: Final = 1000
 class Counterseal:
     """All services of one configuration: `async with Counterseal.open() as seal`.
 
-    The constructor does no input or output, so an application can be built before there is an event loop. `kinds` are
-    the application's own kinds of cached values, and `limits` its own rate limits, besides those that are always there
-    or in place of one. `elsewhere` counts for a limiter, by its name, while Redis does not answer. `listeners` are told
-    of events, by their class: `{SessionRevoked: [tell_somebody]}`.
+    The constructor does no input or output, so an application can be built before there is an event loop. `tasks`,
+    `kinds` of cached values and `limits` are the application's own, besides those that are always there or in place of
+    one of the same name. `elsewhere` counts for a limiter, by its name, while Redis does not answer. `listeners` are
+    told of events, by their class: `{SessionRevoked: [tell_somebody]}`.
 
     Raises `ConfigurationError` with a sentence for every fault: settings that do not fit together, a URL that is not
     understood, a lifetime of a kind that nobody declared.
@@ -54,6 +60,7 @@ class Counterseal:
         self,
         settings: Settings,
         *,
+        tasks: Iterable[Task[Any, Any]] = (),
         kinds: Iterable[Kind[Any]] = (),
         limits: Iterable[Policy] = (),
         elsewhere: Mapping[str, Elsewhere] | None = None,
@@ -106,7 +113,12 @@ class Counterseal:
             emit=self.events.emit,
             wake=self._wake,
         )
-        self.outbox = Outbox(database, now_ms=store.now_ms, handlers=self.sessions.handlers)
+        self.jobs = Jobs(
+            store, keys=keys, tasks=self._own_tasks(tasks), max_payload=settings.jobs.max_payload
+        )
+        self.outbox = Outbox(
+            database, now_ms=store.now_ms, handlers={**self.sessions.handlers, OUTBOX_KIND: self.jobs.relay}
+        )
         self.accounts = Accounts(
             database,
             sessions=self.sessions,
@@ -117,7 +129,6 @@ class Counterseal:
             cache=self.cache,
             now_ms=store.now_ms,
         )
-        self.jobs = Jobs(self.store, keys=keys)
         self.analytics = Analytics(self.store, keys=keys)
         self.health = Health(self.store, probes=self._probes(), settings=settings)
         self._keys = keys
@@ -130,6 +141,7 @@ class Counterseal:
         cls,
         settings: Settings | None = None,
         *,
+        tasks: Iterable[Task[Any, Any]] = (),
         kinds: Iterable[Kind[Any]] = (),
         limits: Iterable[Policy] = (),
         elsewhere: Mapping[str, Elsewhere] | None = None,
@@ -140,16 +152,30 @@ class Counterseal:
         Raises `ConfigurationError` with a sentence for every fault of the settings.
         """
         chosen = settings if settings is not None else Settings.load()
-        return cls(chosen, kinds=kinds, limits=limits, elsewhere=elsewhere, listeners=listeners)
+        return cls(chosen, tasks=tasks, kinds=kinds, limits=limits, elsewhere=elsewhere, listeners=listeners)
 
-    def worker(self, handlers: Mapping[str, Handler] | None = None, *, concurrency: int = 10) -> Worker:
-        """A worker for the jobs of these services, to be used as `async with` inside this one."""
+    def worker(
+        self,
+        *,
+        queues: Sequence[str] | Mapping[str, int] | None = None,
+        concurrency: int | None = None,
+        middleware: Sequence[Middleware] = (),
+    ) -> Worker:
+        """A worker for the jobs of these services, to be used as `async with` inside this one.
+
+        By default it works off the queues of the tasks, and the default queue, as `COUNTERSEAL_JOBS_CONCURRENCY` says.
+        """
+        tasks = self.jobs.tasks.values()
+        named = queues or sorted({DEFAULT_QUEUE, *(task.queue for task in tasks)})
         return Worker(
             self.store,
             keys=self._keys,
-            handlers=handlers,
-            concurrency=concurrency,
+            tasks=tasks,
+            queues=named,
+            concurrency=concurrency or self.settings.jobs.concurrency,
+            lease=self.settings.jobs.lease,
             grace=self.settings.web.grace / 2,
+            middleware=middleware,
         )
 
     async def __aenter__(self) -> Self:
@@ -166,6 +192,7 @@ class Counterseal:
             await self.database.prepare()
             stack.push_async_callback(self.events.close)
             await stack.enter_async_context(self.sessions)
+            stack.push_async_callback(self.jobs.close)
             await stack.enter_async_context(self.outbox)
             stack.push_async_callback(self.health.close)
             stack.push_async_callback(self._background.close)
@@ -180,14 +207,31 @@ class Counterseal:
         if stack is not None:
             await stack.aclose()
 
+    async def clean_up(self) -> None:
+        """Remove sessions, tokens and jobs of the outbox that have expired: what `cleanup-expired` does."""
+        while await self.sessions.cleanup_expired(_CLEAN_AT_ONCE) == _CLEAN_AT_ONCE:
+            pass
+        await self.accounts.cleanup_expired()
+        while await self.outbox.prune(_CLEAN_AT_ONCE) == _CLEAN_AT_ONCE:
+            pass
+
     async def _clean_up(self) -> None:
         """Remove what has expired, every ten minutes. Processes do it in turn, or at once: it does no harm."""
         while True:
             await asyncio.sleep(_CLEAN_EVERY_S * random.uniform(0.5, 1))  # noqa: S311 - spreads load, hides nothing
             with suppress(DatabaseError):  # it is told of where somebody waits for it
-                while await self.sessions.cleanup_expired(_CLEAN_AT_ONCE) == _CLEAN_AT_ONCE:
-                    pass
-                await self.accounts.cleanup_expired()
+                await self.clean_up()
+
+    def _own_tasks(self, tasks: Iterable[Task[Any, Any]]) -> list[Task[Any, Any]]:
+        """Those of this release, unless the application gives one of the same name; then the application's."""
+        given = list(tasks)
+        names = {one.name for one in given}
+
+        @task(name=CLEANUP_EXPIRED, retry=2, timeout=timedelta(minutes=10), priority=Priority.LOW)
+        async def cleanup_expired(context: JobContext) -> None:
+            await self.clean_up()
+
+        return [*(one for one in (cleanup_expired,) if one.name not in names), *given]
 
     def _wake(self) -> None:
         self.outbox.wake()

@@ -5,7 +5,8 @@
     CountersealError
     ├── ConfigurationError        a setting is missing, malformed or refused; ends a command with exit code 2
     ├── CodecError                a value that is not JSON, or stored bytes that can't be read
-    │   └── ValueTooLarge         a value is longer than its kind allows
+    │   ├── ValueTooLarge         a value is longer than its kind allows
+    │   └── ArgumentInvalid       the arguments of a job do not fit its task
     ├── StoreError
     │   ├── StoreUnavailable      Redis can't be reached, went away, or is refused by the breaker
     │   │   ├── StoreTimeout      no reply in time; whether the command ran is not known
@@ -23,7 +24,9 @@
     ├── SealBroken                what was encrypted or signed can't be read: another key, or it was changed
     ├── SessionExists             a new session was to have an id that is taken
     ├── UserBlocked               the user is suspended or deleted
-    └── UnknownName               a kind, queue or task that nobody declared
+    ├── UnknownName               a kind, queue or task that nobody declared
+    ├── RetryLater                raised by a task: run this job again, after a pause
+    └── NonRetryable              raised by a task: this job fails, whatever retries are left
 
 Every class has a stable `code`: what a program compares and an HTTP answer carries.
 Messages are sentences for people, without secrets and without addresses.
@@ -32,6 +35,7 @@ Messages are sentences for people, without secrets and without addresses.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import ClassVar
 
 
@@ -74,6 +78,19 @@ class ValueTooLarge(CodecError):
     """The JSON text of a value is longer than `max_value_bytes` of its kind. Nothing was written."""
 
     code = "value_too_large"
+
+
+class ArgumentInvalid(CodecError):
+    """The arguments of a job are not JSON, or do not fit its task. Nothing was written.
+
+    `later` says that they are of a schema that a later release wrote.
+    """
+
+    code = "argument_invalid"
+
+    def __init__(self, message: str, *, later: bool = False) -> None:
+        super().__init__(message)
+        self.later = later
 
 
 class StoreError(CountersealError):
@@ -193,3 +210,19 @@ class UnknownName(CountersealError):
     """A kind, queue or task was named that nobody declared. The message lists the known ones."""
 
     code = "unknown_name"
+
+
+class RetryLater(CountersealError):
+    """A task raises it to be run again after `pause`, or after the pause of its policy. It counts as a failed run."""
+
+    code = "retry_later"
+
+    def __init__(self, message: str = "the task asked to be run again", *, pause: timedelta | None = None) -> None:
+        super().__init__(message)
+        self.pause = pause
+
+
+class NonRetryable(CountersealError):
+    """A task raises it where another run would not help: the job becomes a dead letter at once."""
+
+    code = "non_retryable"

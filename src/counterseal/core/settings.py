@@ -253,6 +253,13 @@ class JobsSettings(_Group):
     """How jobs travel."""
 
     carrier: Literal["redis", "qstash"] = Field(default="redis", validation_alias="COUNTERSEAL_JOBS_CARRIER")
+    concurrency: int = Field(default=10, ge=1, le=10_000, validation_alias="COUNTERSEAL_JOBS_CONCURRENCY")
+    lease: Duration = Field(
+        default=timedelta(seconds=15), le=timedelta(hours=1), validation_alias="COUNTERSEAL_JOBS_LEASE"
+    )
+    max_payload: int = Field(
+        default=2**20, ge=1024, le=64 * 2**20, validation_alias="COUNTERSEAL_JOBS_MAX_PAYLOAD"
+    )
 
 
 class WebSettings(_Group):

@@ -5,36 +5,74 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from counterseal.core.errors import CodecError
-from counterseal.jobs.job import State
 from counterseal.store.base import Store
-from counterseal.store.keys import JOB_TTL, JOBS_TIME_TTL, Keys
+from counterseal.store.keys import JOB_DEAD_TTL, Keys
 from counterseal.store.scripts import load_script
-from counterseal.store.wire import Reply
+from counterseal.store.wire import Argument, Reply
 
 MOST_LOST: Final = 3
 """A job that did not come back from this many workers is a dead letter."""
 
-_LOST_ERROR: Final = f"{MOST_LOST} workers in turn did not come back from this job"
-_TTL_S: Final = JOB_TTL // timedelta(seconds=1)
-_TIME_TTL_S: Final = JOBS_TIME_TTL // timedelta(seconds=1)
+LEASED_AT_ONCE: Final = 200
+"""So many jobs one call leases at most."""
+
+LOG_LINES: Final = 200
+
+_MS: Final = timedelta(milliseconds=1)
+_DEAD_MS: Final = JOB_DEAD_TTL // _MS
+_LOST_ERROR: Final = f'["WorkerLost","{MOST_LOST} workers in turn did not come back from this job",""]'
+_REPORT_MS: Final = timedelta(days=7) // _MS
 
 _ENQUEUE: Final = load_script("counterseal.jobs", "enqueue")
 _LEASE: Final = load_script("counterseal.jobs", "lease")
 _EXTEND: Final = load_script("counterseal.jobs", "extend")
 _FINISH: Final = load_script("counterseal.jobs", "finish")
+_CANCEL: Final = load_script("counterseal.jobs", "cancel")
+_REPORT: Final = load_script("counterseal.jobs", "report")
+_RECALL: Final = load_script("counterseal.jobs", "recall")
+_UNPARK: Final = load_script("counterseal.jobs", "unpark")
+_RETRY: Final = load_script("counterseal.jobs", "retry")
+_DISCARD: Final = load_script("counterseal.jobs", "discard")
+_READ: Final = load_script("counterseal.jobs", "read")
+_RELEASE: Final = load_script("counterseal.jobs", "release")
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A job that this worker holds. `attempt` is the fencing token that its result must show."""
+class Leased(NamedTuple):
+    """A job that this worker holds. `token` fences: its result must show it."""
 
-    id: str
-    type: str
+    part: str
+    token: bytes
     attempt: int
-    payload: bytes
+    type: str
+    extra: bytes
+    args: bytes
+    queued_ms: int
+
+
+class Batch(NamedTuple):
+    """The answer of `lease`."""
+
+    jobs: list[Leased]
+    next_ms: int
+    """Until something is due; -1 when nothing is."""
+    gone: int
+    """How many jobs had no record any more: somebody else has deleted it."""
+    parked: int
+    """How many jobs wait for a release that can run them."""
+
+
+class Result(NamedTuple):
+    """What became of a leased job. `ms` is how long it is kept; of `retrying` the pause, of `parked` its schema."""
+
+    part: str
+    token: bytes
+    outcome: str
+    ms: int
+    run_us: int
+    text: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,84 +83,171 @@ class Queue:
     keys: Keys
     name: str
 
-    async def enqueue(self, identifier: str, task: str, payload: bytes) -> bool:
-        """Accept a job. False when there is one with this id already."""
+    @property
+    def prefix(self) -> str:
+        """What every key of the queue begins with."""
+        return self.keys.jobs_prefix(self.name)
+
+    async def enqueue(self, jobs: Sequence[Argument]) -> list[str]:
+        """Accept jobs, five arguments each as the script says; for each '' or the part that was there already."""
         reply = await self.store.run(
             _ENQUEUE,
-            record=self.keys.job(self.name, identifier),
-            ready=self.keys.jobs_ready(self.name, task),
-            stats=self.keys.jobs_stats(self.name, task),
-            id=identifier,
-            type=task,
-            payload=payload,
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
             now_ms=self.store.now_ms(),
-            wake=self.keys.jobs_wake(self.name),
+            jobs=jobs,
         )
-        return reply == 1
+        return [item.decode() if isinstance(item, bytes) else "" for item in _items(reply)]
 
-    async def lease(self, tasks: Sequence[str], *, count: int, lease: timedelta) -> list[Lease]:
-        """Hold up to `count` queued jobs of these types, after putting back those whose lease has run out."""
+    async def lease(self, *, room: int, worker: str, call: str, lease_ms: int) -> Batch:
+        """Hold up to `room` queued jobs, after putting back those that are due or lost."""
         reply = await self.store.run(
             _LEASE,
-            time=self.keys.jobs_time(self.name),
-            running=self.keys.jobs_running(self.name),
-            ready=[self.keys.jobs_ready(self.name, task) for task in tasks],
-            prefix=self.keys.jobs_prefix(self.name),
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
             now_ms=self.store.now_ms(),
-            lease_ms=lease // timedelta(milliseconds=1),
-            count=count,
+            lease_ms=lease_ms,
+            room=min(room, LEASED_AT_ONCE),
+            worker=worker,
+            call=call,
             most_lost=MOST_LOST,
             lost_error=_LOST_ERROR,
-            ttl_s=_TTL_S,
-            time_ttl_s=_TIME_TTL_S,
-            wake=self.keys.jobs_wake(self.name),
-            done=self.keys.jobs_done(self.name),
+            keep_dead_ms=_DEAD_MS,
         )
-        return [self._leased(item) for item in (reply if isinstance(reply, list) else [])]
+        match reply:
+            case [list() as found, int(next_ms), int(gone), int(parked)]:
+                return Batch([self._leased(item) for item in found], next_ms, gone, parked)
+            case _:
+                raise CodecError("leased jobs can't be read", key=self.prefix)
 
-    async def extend(self, leases: Sequence[Lease], *, lease: timedelta) -> frozenset[str]:
-        """Prolong leases. Returns the ids of those that are held no more."""
+    async def extend(self, leases: Sequence[Leased], *, lease_ms: int) -> list[str]:
+        """Prolong leases; for each '' when it is held, `lost`, or `cancel` and a reason."""
         reply = await self.store.run(
             _EXTEND,
-            time=self.keys.jobs_time(self.name),
-            running=self.keys.jobs_running(self.name),
-            prefix=self.keys.jobs_prefix(self.name),
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
             now_ms=self.store.now_ms(),
-            lease_ms=lease // timedelta(milliseconds=1),
-            time_ttl_s=_TIME_TTL_S,
-            leases=[part for held in leases for part in (held.id, held.attempt)],
+            lease_ms=lease_ms,
+            leases=[part for held in leases for part in (held.part, held.token)],
         )
-        lost = reply if isinstance(reply, list) else []
-        return frozenset(identifier.decode() for identifier in lost if isinstance(identifier, bytes))
+        return [item.decode() if isinstance(item, bytes) else "lost" for item in _items(reply)]
 
-    async def finish(self, held: Lease, state: State, *, error: str | None = None) -> bool:
-        """End a lease as `completed` or `failed`, or give the job back as `queued`.
-
-        False when the lease is held no more; then nothing was changed.
-        """
-        back = state is State.QUEUED
+    async def finish(self, results: Sequence[Result]) -> list[bool]:
+        """End leases; for each whether it was held. What was not is unchanged."""
+        arguments: list[Argument] = []
+        for result in results:
+            arguments += result
         reply = await self.store.run(
             _FINISH,
-            time=self.keys.jobs_time(self.name),
-            running=self.keys.jobs_running(self.name),
-            record=self.keys.job(self.name, held.id),
-            stats=self.keys.jobs_stats(self.name, held.type),
-            ready=self.keys.jobs_ready(self.name, held.type),
-            id=held.id,
-            token=held.attempt,
-            state=state.value,
-            error=error or "",
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
             now_ms=self.store.now_ms(),
-            ttl_s=_TTL_S,
-            time_ttl_s=_TIME_TTL_S,
-            channel=self.keys.jobs_wake(self.name) if back else self.keys.jobs_done(self.name),
-            message=held.type if back else held.id,
+            results=arguments,
+        )
+        return [item == 1 for item in _items(reply)]
+
+    async def cancel(self, part: str, reason: str, *, keep_ms: int) -> str | None:
+        """End a job that has not begun, or ask its worker to: `cancelled`, `asked`, the state of its end, or None."""
+        reply = await self.store.run(
+            _CANCEL,
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
+            now_ms=self.store.now_ms(),
+            part=part,
+            reason=reason,
+            keep_ms=keep_ms,
+        )
+        return reply.decode() if isinstance(reply, bytes) else None
+
+    async def report(self, held: Leased, progress: bytes, lines: Sequence[bytes]) -> bool:
+        """Note progress and lines of the log; False when the lease is held no more."""
+        reply = await self.store.run(
+            _REPORT,
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
+            part=held.part,
+            token=held.token,
+            progress=progress,
+            keep_ms=_REPORT_MS,
+            most=LOG_LINES,
+            lines=lines,
         )
         return reply == 1
 
-    def _leased(self, item: Reply) -> Lease:
+    async def recall(self, *, worker: str, call: str) -> int:
+        """Give back the jobs of a lease call whose answer got lost; how many."""
+        reply = await self.store.run(
+            _RECALL,
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
+            now_ms=self.store.now_ms(),
+            worker=worker,
+            call=call,
+        )
+        return reply if isinstance(reply, int) else 0
+
+    async def unpark(self, kind: str, schema: int, *, count: int) -> int:
+        """Put parked jobs of a type back, those of at most this schema; how many, at most `count`."""
+        reply = await self.store.run(
+            _UNPARK,
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
+            now_ms=self.store.now_ms(),
+            type=kind,
+            schema=schema,
+            count=count,
+        )
+        return reply if isinstance(reply, int) else 0
+
+    async def retry(self, letters: Sequence[tuple[str, str]]) -> list[str]:
+        """Run dead letters again: of each its part and that of the new job; for each the part that runs now, or ''."""
+        reply = await self.store.run(
+            _RETRY,
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
+            now_ms=self.store.now_ms(),
+            keep_ms=_DEAD_MS,
+            letters=[part for letter in letters for part in letter],
+        )
+        return [item.decode() if isinstance(item, bytes) else "" for item in _items(reply)]
+
+    async def discard(self, parts: Sequence[str], reason: str, *, keep_ms: int) -> int:
+        """Take dead letters away; how many there were."""
+        reply = await self.store.run(
+            _DISCARD,
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
+            now_ms=self.store.now_ms(),
+            reason=reason,
+            keep_ms=keep_ms,
+            parts=parts,
+        )
+        return reply if isinstance(reply, int) else 0
+
+    async def read(self, parts: Sequence[str]) -> list[Reply]:
+        """What is stored of jobs; `read_job` understands each item."""
+        reply = await self.store.run(
+            _READ, queue=self.keys.jobs_queue(self.name), prefix=self.prefix, parts=parts
+        )
+        return _items(reply)
+
+    async def release(self, unique: str, part: str) -> bool:
+        """Give back a unique key that this job holds; whether it held it."""
+        key = self.keys.jobs_unique(self.name, unique)
+        return await self.store.run(_RELEASE, key=key, part=part) == 1
+
+    def _leased(self, item: Reply) -> Leased:
         match item:
-            case [bytes(identifier), int(attempt), bytes(task), bytes(payload)]:
-                return Lease(identifier.decode(), task.decode(), attempt, payload)
+            case [bytes(part), bytes(entry), bytes(record)]:
+                # As the script wrote it: type, priority, flow, unique, queued_ms, extra, args.
+                kind, _, _, _, queued_ms, extra, args = record[1:].split(b"\n", 6)
+                _, token, attempt, _ = entry.split(b" ", 3)
+                return Leased(part.decode(), token, int(attempt), kind.decode(), extra, args, int(queued_ms))
             case _:
-                raise CodecError("a leased job can't be read", key=self.keys.jobs_running(self.name))
+                raise CodecError("a leased job can't be read", key=self.prefix)
+
+
+def _items(reply: Reply) -> list[Reply]:
+    if not isinstance(reply, list):
+        raise CodecError("a script of the job engine answered something unexpected")
+    return reply

@@ -1,85 +1,343 @@
-"""Jobs: accepts work, and tells what has become of it."""
+"""Jobs: accepts work, tells what has become of it, and rules the queues. A `Worker` does the work."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
-from uuid import uuid4
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
-from counterseal.core.background import end, wait_for_event
-from counterseal.core.codec import JsonValue, encode
-from counterseal.core.errors import CommandError
-from counterseal.jobs.job import Job, JobStats, State, read_job, read_stats
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from counterseal.core.codec import JsonValue, to_text
+from counterseal.core.errors import (
+    ArgumentInvalid,
+    CodecError,
+    CommandError,
+    ConfigurationError,
+    UnknownName,
+    ValueTooLarge,
+)
+from counterseal.database.outbox import OutboxJob, add_job
+from counterseal.jobs.intake import Intake, Parts
+from counterseal.jobs.job import Job, State, is_queue_name, job_id, read_job, split_job_id
+from counterseal.jobs.listing import Listing
+from counterseal.jobs.options import NO_OPTIONS, Options, Priority, changed, write_extra
+from counterseal.jobs.probe import ProbeRun, run_probe
 from counterseal.jobs.scripts import Queue
-from counterseal.jobs.types import PROBE, TYPES, check_type
-from counterseal.store.base import Gap, Message, Store
+from counterseal.jobs.statistics import JobStats, Quantiles, QueueStats, Throughput
+from counterseal.jobs.tally import Tally
+from counterseal.jobs.task import DEFAULT_KEEP, DEFAULT_QUEUE, Call, Task
+from counterseal.jobs.types import KNOWN, TYPES
+from counterseal.jobs.watch import JobEvent, JobUpdate, Watch
+from counterseal.store.base import Store
 from counterseal.store.keys import Keys
-from counterseal.store.wire import Reply, raised
+from counterseal.store.wire import Argument
 
-DEFAULT_QUEUE: Final = "default"
+P = ParamSpec("P")
+R = TypeVar("R")
 
-_LOOK_AGAIN_S: Final = 1.0  # should a message get lost; the message itself comes within a millisecond
+MAX_PAYLOAD: Final = 2**20
+OUTBOX_KIND: Final = "job"
+
+_MS: Final = timedelta(milliseconds=1)
+_PRIORITIES: Final = {priority: str(int(priority)).encode() for priority in Priority}
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeRun:
-    """A `probe` job that was sent through the queue: the state it reached in time, and after how many milliseconds.
+class Enqueued:
+    """The outcome of `enqueue`: the id of the job, and whether it was made now.
 
-    `state` is None when somebody removed the job meanwhile.
+    When it was not, the id is that of the job with the same id, deduplication id or unique key.
     """
 
     id: str
-    state: State | None
-    ms: int
+    created: bool
 
 
 class Jobs:
-    """One queue, from the side that puts work in. A `Worker` takes it out.
+    """The job queues of one namespace. Every call raises `StoreUnavailable` when Redis does not answer.
 
-    It has no task of its own. Every call raises `StoreUnavailable` when Redis does not answer.
+    Jobs are safe when `enqueue` returns: they run at least once, whatever dies. It has no task of its own.
     """
 
-    def __init__(self, store: Store, *, keys: Keys, queue: str = DEFAULT_QUEUE) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        keys: Keys,
+        tasks: Iterable[Task[Any, Any]] = (),
+        max_payload: int = MAX_PAYLOAD,
+    ) -> None:
         self._store = store
         self._keys = keys
-        self._queue = Queue(store, keys, queue)
+        self._tasks = by_name(tasks)
+        self._max_payload = max_payload
+        self._parts = Parts(store.now_ms)
+        self._intakes: dict[str, Intake] = {}
+        self._listing = Listing(store, keys=keys)
+        self._tally = Tally(store, keys=keys, types=(*TYPES, *self._tasks))
+        self._watch = Watch(store, keys=keys, read=self.get)
 
-    async def enqueue(self, task: str, payload: JsonValue) -> str:
-        """Accept a job and return its id. One round trip; the job is safe when this returns.
+    @property
+    def tasks(self) -> Mapping[str, Task[Any, Any]]:
+        """The tasks that were given, by name."""
+        return self._tasks
 
-        Raises `UnknownName` for a type that nobody declared and `CodecError` for a payload that is not JSON. A job
-        of a type that no worker handles waits.
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The names of all types of jobs that are known here, with or without a task."""
+        return tuple(dict.fromkeys((*TYPES, *self._tasks)))
+
+    async def enqueue(self, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Enqueued:
+        """Make a job of a task with these arguments. One round trip, shared with whatever is enqueued in this turn.
+
+        Raises `ArgumentInvalid` when they do not fit the task, and `ValueTooLarge` when they are longer than the limit;
+        nothing was written then. Options of a job are given by `task.using(...)`.
         """
-        identifier = uuid4().hex
-        await self._enqueue(identifier, task, payload)
-        return identifier
+        return await self._add(task.name, task.options, task.encode(args, kwargs), task)
+
+    async def enqueue_many(self, calls: Sequence[Call[Any]]) -> list[Enqueued]:
+        """Make many jobs, each from `task.call(...)`, in order. One round trip for all jobs of a queue.
+
+        Raises as `enqueue`. When a call of many is lost half-way, others may have been accepted.
+        """
+        flat: dict[str, list[Argument]] = {}
+        made: list[tuple[str, str]] = []
+        for call in calls:
+            queue, part, job, _ = self._job(call.type, call.options, call.args, call.task)
+            flat.setdefault(queue, []).extend(job)
+            made.append((queue, part))
+        taken: dict[str, list[str]] = {}
+        for queue, jobs in flat.items():
+            taken[queue] = (await (await self._intake(queue)).add_many(jobs))[::-1]
+        return [_enqueued(queue, part, taken[queue].pop()) for queue, part in made]
+
+    async def enqueue_json(
+        self, kind: str, args: JsonValue = None, options: Options = NO_OPTIONS
+    ) -> Enqueued:
+        """Make a job by the name of its type, with arguments as a JSON object by parameter. One round trip.
+
+        Raises as `enqueue`, and `UnknownName` for a type that is not known here.
+        """
+        call = self.call_json(kind, args, options)
+        return await self._add(call.type, call.options, call.args, call.task)
+
+    def call_json(self, kind: str, args: JsonValue = None, options: Options = NO_OPTIONS) -> Call[Any]:
+        """The same as a call for `enqueue_many`. No round trip."""
+        if args is not None and not isinstance(args, dict):
+            raise ArgumentInvalid("the arguments of a job are a JSON object, by parameter")
+        task = self._tasks.get(kind)
+        text = to_text(args or {})
+        if task is not None:
+            return Call(kind, options, task.encode_json(text), task)
+        if kind not in KNOWN:
+            raise UnknownName(f"no type of job is named {kind!r}; the types are {', '.join(self.types)}")
+        return Call(kind, options, b"1:" + text)
+
+    async def enqueue_in(
+        self, connection: AsyncConnection, task: Task[P, R], /, *args: P.args, **kwargs: P.kwargs
+    ) -> str:
+        """Make a job in a transaction of the database: it is there when that was committed, and never else.
+
+        Answers the id that the job will have. The outbox hands it to its queue after the commit, at least once and so
+        that one job comes of it; `Outbox.wake` spares it the wait. One statement. Raises as `enqueue`.
+        """
+        return await self.add_in(connection, task.call(*args, **kwargs))
+
+    async def add_in(self, connection: AsyncConnection, call: Call[Any], *, aggregate: str = "") -> str:
+        """The same for a call. Jobs of one `aggregate` reach their queues in the order of their transactions."""
+        options = call.options
+        if options.id is None:
+            options = changed(options, id=self._parts.new())
+        queue, part, job, _ = self._job(call.type, options, call.args, call.task)
+        _, kind, priority, args, extra = (_as_text(item) for item in job)
+        await add_job(
+            connection,
+            OUTBOX_KIND,
+            {"queue": queue, "part": part, "type": kind, "priority": priority, "args": args, "extra": extra},
+            now_ms=self._store.now_ms(),
+            dedupe_key=f"job:{queue}.{part}",
+            aggregate=aggregate,
+        )
+        return job_id(queue, part)
+
+    async def relay(self, job: OutboxJob) -> None:
+        """Hand a job of the outbox to its queue: the handler of `OUTBOX_KIND`. Done twice it makes one job."""
+        written = cast("Mapping[str, str]", job.payload)
+        intake = await self._intake(written["queue"])
+        await intake.add_many([written[name] for name in ("part", "type", "priority", "args", "extra")])
 
     async def get(self, identifier: str) -> Job | None:
-        """A job by its id; None when there is none, or it ended more than 7 days ago. One round trip."""
-        key = self._keys.job(self._queue.name, identifier)
-        fields = _fields(await self._store.command("HGETALL", key))
-        return read_job(identifier, fields, key=key) if fields else None
+        """A job by its id; None when there is none, or it has ended and is not kept any more. One round trip."""
+        ids = split_job_id(identifier)
+        if ids is None:
+            return None
+        (reply,) = await self._queue(ids[0]).read([ids[1]])
+        return read_job(*ids, reply)
+
+    async def logs(self, identifier: str) -> list[tuple[int, str]]:
+        """The last 200 lines that a job has logged: milliseconds since 1970 and text. One round trip."""
+        return await self._listing.logs(identifier)
+
+    async def wait(self, identifier: str, timeout: timedelta = timedelta(seconds=30)) -> Job | None:
+        """Wait until a job has ended, at most so long; the job as it is then. None when there is none.
+
+        Two round trips, and none while it waits.
+        """
+        return await self._watch.wait(identifier, timeout)
+
+    async def result(self, identifier: str, task: Task[Any, R]) -> R:
+        """The result of a job of this task that has completed. One round trip.
+
+        Raises `UnknownName` when there is no such job, or it has not completed, and `CodecError` when the result does
+        not fit the type that the task declares.
+        """
+        job = await self.get(identifier)
+        if job is None or job.state is not State.COMPLETED:
+            raise UnknownName(f"there is no result of the job {identifier!r}")
+        try:
+            return msgspec.convert(job.result, task.result_type)
+        except msgspec.ValidationError as fault:
+            raise CodecError(f"the result of a job does not fit the task {task.name}") from fault
+
+    def watch(self, identifier: str) -> AsyncIterator[JobUpdate]:
+        """What becomes of a job, live: its progress and the lines of its log, and at last its end."""
+        return self._watch.updates(identifier)
+
+    def events(self, queue: str = DEFAULT_QUEUE, *, since: str = "$") -> AsyncIterator[JobEvent]:
+        """What becomes of the jobs of a queue, in order, from the last 2,000 or so entries and live.
+
+        `since` is the `position` of the last event that was seen, `0` for the oldest, `$` for those from now on.
+        """
+        return self._watch.events(_checked(queue), since)
+
+    async def cancel(self, identifier: str, reason: str = "cancelled") -> State | None:
+        """End a job: one that has not begun is cancelled at once, one that runs is asked to. One round trip.
+
+        Answers `cancelled`, `running` when it was asked, the state of a job that has ended already, None when there is
+        none. An async task that runs is cancelled; a plain function has to look. A task that returns all the same has
+        completed.
+        """
+        ids = split_job_id(identifier)
+        if ids is None:
+            return None
+        said = " ".join(reason.split())[:200] or "cancelled"
+        outcome = await self._queue(ids[0]).cancel(ids[1], said, keep_ms=DEFAULT_KEEP // _MS)
+        if outcome is None:
+            return None
+        return State.RUNNING if outcome == "asked" else State(outcome)
+
+    async def pause(self, queue: str = DEFAULT_QUEUE) -> None:
+        """Begin no more jobs of a queue. Those that run go on, and new ones are accepted. One round trip."""
+        await self._register(_checked(queue))
+        await self._store.command("HSET", self._keys.jobs_queue(queue), "paused", 1)
+
+    async def resume(self, queue: str = DEFAULT_QUEUE) -> None:
+        """Begin jobs of a queue again. One round trip."""
+        await self._store.pipeline(
+            [("HDEL", self._keys.jobs_queue(_checked(queue)), "paused"), self._wake(queue)]
+        )
+
+    async def set_parallelism(self, queue: str, parallelism: int | None) -> None:
+        """How many jobs of a queue run at once, over all workers; None for no limit. One round trip.
+
+        With 1 they run in order: a job that failed and runs again keeps its place, and the others wait for it.
+        """
+        key = self._keys.jobs_queue(_checked(queue))
+        if parallelism is not None and not 1 <= parallelism <= 100_000:
+            raise ConfigurationError("parallelism: expected a number from 1 to 100000, or none")
+        await self._register(queue)
+        change = (
+            ("HDEL", key, "parallelism") if parallelism is None else ("HSET", key, "parallelism", parallelism)
+        )
+        await self._store.pipeline([change, self._wake(queue)])
+
+    async def list(
+        self,
+        *,
+        queue: str | None = None,
+        state: State | None = None,
+        type: str | None = None,  # noqa: A002 - what it is called everywhere
+        tag: str | None = None,
+        parent: str | None = None,
+        limit: int = 100,
+    ) -> list[Job]:
+        """Jobs, those that run first, then those that wait, then those that ended lately, newest first.
+
+        Looks at no more than 10,000 jobs of each kind in each queue.
+        """
+        return await self._listing.find(
+            queue=queue, state=state, kind=type, tag=tag, parent=parent, limit=limit
+        )
+
+    async def dead(
+        self,
+        *,
+        queue: str | None = None,
+        type: str | None = None,  # noqa: A002
+        error: str | None = None,
+        limit: int = 100,
+    ) -> list[Job]:
+        """Dead letters and parked jobs, newest first; `error` is a part of what went wrong, in any case."""
+        return await self._listing.dead(queue=queue, kind=type, error=error, limit=limit)
+
+    async def retry_dead(self, *identifiers: str) -> list[Enqueued]:
+        """Run dead letters again: of each a new job is made, with the same arguments and idempotency key.
+
+        A parked job goes back to its queue itself. Ids that are no dead letters are passed over. One round trip for
+        those of a queue.
+        """
+        made: list[Enqueued] = []
+        for queue, parts in _by_queue(identifiers).items():
+            answers = await self._queue(queue).retry([(part, self._parts.new()) for part in parts])
+            made += [Enqueued(job_id(queue, part), created=True) for part in answers if part]
+        return made
+
+    async def delete_dead(self, *identifiers: str) -> int:
+        """Remove dead letters with all that is known of them; a parked job is cancelled. How many there were."""
+        gone = 0
+        for queue, parts in _by_queue(identifiers).items():
+            gone += await self._queue(queue).discard(
+                parts, "deleted from the dead letters", keep_ms=DEFAULT_KEEP // _MS
+            )
+        return gone
+
+    async def unique(self, key: str, queue: str = DEFAULT_QUEUE) -> str | None:
+        """The id of the job that holds a unique key; None when none does. One round trip."""
+        found = await self._store.command("GET", self._keys.jobs_unique(_checked(queue), key))
+        return job_id(queue, found.decode()) if isinstance(found, bytes) else None
+
+    async def release_unique(self, key: str, identifier: str) -> bool:
+        """Give a unique key back that this job holds, though it has not ended. Whether it held it. One round trip."""
+        ids = split_job_id(identifier)
+        return ids is not None and await self._queue(ids[0]).release(key, ids[1])
 
     async def stats(self) -> dict[str, JobStats]:
-        """The statistics of every type of job, in the order of `TYPES`. One round trip."""
-        keys = {task: self._keys.jobs_stats(self._queue.name, task) for task in TYPES}
-        replies = await self._store.pipeline([("HGETALL", key) for key in keys.values()])
-        return {
-            task: read_stats(_fields(raised(reply)), key=key)
-            for (task, key), reply in zip(keys.items(), replies, strict=True)
-        }
+        """The statistics of every known type, in all queues together. Two round trips, whatever there is."""
+        return await self._tally.stats()
+
+    async def queues(self) -> list[QueueStats]:
+        """What every queue holds now. Two round trips."""
+        return await self._tally.queues()
+
+    async def times(self, kind: str) -> tuple[Quantiles, Quantiles]:
+        """How long jobs of a type have waited until they began, and run until they completed. Two round trips."""
+        return await self._tally.times(kind)
+
+    async def throughput(self, kind: str) -> Throughput:
+        """How many jobs of a type have ended lately. Two round trips."""
+        return await self._tally.throughput(kind)
 
     async def can_access(self) -> bool:
         """Whether the jobs that wait and those that run can be read. One round trip."""
-        name = self._queue.name
+        prefix = self._keys.jobs_prefix(DEFAULT_QUEUE)
         replies = await self._store.pipeline(
             [
-                ("ZCARD", self._keys.jobs_running(name)),
-                *(("LLEN", self._keys.jobs_ready(name, task)) for task in TYPES),
+                ("ZCARD", f"{prefix}:running"),
+                ("HLEN", f"{prefix}:state"),
+                *(("LLEN", f"{prefix}:ready:{priority}") for priority in range(3)),
             ]
         )
         return not any(isinstance(reply, CommandError) for reply in replies)
@@ -89,40 +347,80 @@ class Jobs:
 
         Without a worker its state is still `queued`, and it runs when one comes. About four round trips.
         """
-        identifier = uuid4().hex
-        started = time.perf_counter()
-        deadline = started + timeout / timedelta(seconds=1)
-        async with self._store.subscribe(self._keys.jobs_done(self._queue.name)) as messages:
-            await self._enqueue(identifier, PROBE, None)
-            state = await self._ended(identifier, messages, deadline)
-        return ProbeRun(identifier, state, round((time.perf_counter() - started) * 1000))
+        return await run_probe(self, timeout)
 
-    async def _enqueue(self, identifier: str, task: str, payload: JsonValue) -> None:
-        await self._queue.enqueue(identifier, check_type(task), encode(payload))
+    async def close(self) -> None:
+        """Let jobs that are being accepted arrive. Safe to call twice."""
+        for intake in self._intakes.values():
+            await intake.close()
 
-    async def _ended(
-        self, identifier: str, messages: AsyncIterator[Message | Gap], deadline: float
-    ) -> State | None:
-        told = asyncio.Event()
-        listening = asyncio.create_task(_tell(told, messages, identifier), name="counterseal: wait for a job")
-        try:
-            while True:
-                told.clear()
-                job = await self.get(identifier)
-                left = deadline - time.perf_counter()
-                if job is None or job.state.terminal or left <= 0:
-                    return job.state if job else None
-                await wait_for_event(told, min(left, _LOOK_AGAIN_S))
-        finally:
-            await end((listening,))
+    async def _add(self, kind: str, options: Options, args: bytes, task: Task[Any, Any] | None) -> Enqueued:
+        queue, part, job, size = self._job(kind, options, args, task)
+        intake = self._intakes.get(queue) or await self._intake(queue)
+        return _enqueued(queue, part, (await intake.add(job, size))[0])
+
+    def _job(
+        self, kind: str, options: Options, args: bytes, task: Task[Any, Any] | None
+    ) -> tuple[str, str, list[Argument], int]:
+        """Queue and part of a job, the five arguments of the script, and about how long they are."""
+        if len(args) > self._max_payload:
+            raise ValueTooLarge(
+                f"the arguments of a job of {kind} have {len(args)} bytes; the limit is {self._max_payload}"
+            )
+        queue = options.queue or (DEFAULT_QUEUE if task is None else task.queue)
+        part = options.id or self._parts.new()
+        priority = options.priority
+        if priority is None:
+            priority = Priority.NORMAL if task is None else task.priority
+        extra = b"" if options is NO_OPTIONS else write_extra(options.stored(self._store.now_ms()))
+        return queue, part, [part, kind, _PRIORITIES[priority], args, extra], len(args) + len(extra) + 100
+
+    async def _intake(self, queue: str) -> Intake:
+        intake = self._intakes.get(queue)
+        if intake is None:
+            await self._register(_checked(queue))
+            intake = self._intakes.setdefault(queue, Intake(self._queue(queue)))
+        return intake
+
+    async def _register(self, queue: str) -> None:
+        """Have the queue found by whoever lists them."""
+        await self._store.command("SADD", self._keys.jobs_queues(), queue)
+
+    def _queue(self, name: str) -> Queue:
+        return Queue(self._store, self._keys, name)
+
+    def _wake(self, queue: str) -> tuple[str, str, str]:
+        return ("PUBLISH", f"{self._keys.jobs_prefix(queue)}:wake", "")
 
 
-async def _tell(told: asyncio.Event, messages: AsyncIterator[Message | Gap], identifier: str) -> None:
-    async for message in messages:
-        if isinstance(message, Gap) or message.data == identifier.encode():
-            told.set()
+def by_name(tasks: Iterable[Task[Any, Any]]) -> dict[str, Task[Any, Any]]:
+    """Tasks by their names. Raises `ConfigurationError` when two have the same."""
+    found: dict[str, Task[Any, Any]] = {}
+    for task in tasks:
+        if task.name in found:
+            raise ConfigurationError(f"tasks: two are named {task.name}")
+        found[task.name] = task
+    return found
 
 
-def _fields(reply: Reply) -> dict[bytes, bytes]:
-    flat = [part for part in (reply if isinstance(reply, list) else []) if isinstance(part, bytes)]
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+def _enqueued(queue: str, part: str, taken: str) -> Enqueued:
+    return Enqueued(job_id(queue, taken or part), not taken)
+
+
+def _by_queue(identifiers: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for identifier in identifiers:
+        ids = split_job_id(identifier)
+        if ids is not None:
+            found.setdefault(ids[0], []).append(ids[1])
+    return found
+
+
+def _checked(queue: str) -> str:
+    if not is_queue_name(queue):
+        raise ConfigurationError("queue: expected 1 to 64 letters, digits, '_' or '-'")
+    return queue
+
+
+def _as_text(argument: Argument) -> str:
+    return argument.decode() if isinstance(argument, bytes) else str(argument)

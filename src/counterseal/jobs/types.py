@@ -1,10 +1,8 @@
-"""The types of jobs. A job of any other name is refused when it is queued."""
+"""The types of jobs of a signing application. Others are those of the tasks that an application gives."""
 
 from __future__ import annotations
 
 from typing import Final
-
-from counterseal.core.errors import UnknownName
 
 EMAIL: Final = "email"
 PDF_GENERATION: Final = "pdf-generation"
@@ -27,9 +25,5 @@ TYPES: Final = (
     PROBE,
 )
 
-
-def check_type(name: str) -> str:
-    """The name, when it is a type of job. Raises `UnknownName` listing the types."""
-    if name not in TYPES:
-        raise UnknownName(f"no type of job is named {name!r}; the types are {', '.join(TYPES)}")
-    return name
+KNOWN: Final = frozenset(TYPES)
+"""A job of one of these is accepted whether or not there is a task for it; without one it is parked."""

@@ -1,57 +1,96 @@
-"""Worker: takes jobs out of a queue, runs their handlers, and never holds a job that it has lost."""
+"""Worker: takes jobs out of queues, runs their tasks, and never holds a job that it has lost.
+
+One loop leases and hands results in: what ended since its last turn and what there is room for go to Redis in one round
+trip. Between turns it waits for a message, for the end of a job, or for the moment at which something is due.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+import secrets
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Any, Final, Self
 
 from counterseal.core.background import Background, full_jitter, wait_for_event
-from counterseal.core.codec import JsonValue, decode
-from counterseal.core.errors import CountersealError, StoreError
-from counterseal.jobs.job import State
-from counterseal.jobs.scripts import Lease, Queue
-from counterseal.jobs.service import DEFAULT_QUEUE
-from counterseal.jobs.types import PROBE, check_type
+from counterseal.core.errors import ConfigurationError, StoreError
+from counterseal.jobs.context import JobContext
+from counterseal.jobs.run import Middleware, Run
+from counterseal.jobs.scripts import Batch, Leased, Queue, Result
+from counterseal.jobs.service import by_name
+from counterseal.jobs.task import DEFAULT_QUEUE, Task, task
+from counterseal.jobs.types import PROBE
 from counterseal.store.base import Gap, Store
 from counterseal.store.keys import Keys
 
 logger = logging.getLogger(__name__)
 
+LEASE: Final = timedelta(seconds=15)
+POLL: Final = timedelta(seconds=5)
+
 _LET_GO_S: Final = 1.0  # for handing back the jobs that are cut off
+_MOST_AHEAD: Final = 100
+_AHEAD_S: Final = 0.02
+"""So long a job may wait for its turn in a worker that leased it ahead."""
+_STALE_S: Final = 0.1
+"""What has waited so long in a worker goes back to its queue, for others."""
+_UNPARKED_AT_ONCE: Final = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a handler is given. The same job may come again, with a higher `attempt`, when a worker was lost."""
-
-    id: str
-    type: str
-    attempt: int
-    payload: JsonValue
+@task(name=PROBE, retry=0, timeout=timedelta(seconds=10))
+async def probe(context: JobContext) -> None:
+    """Does nothing."""
 
 
-Handler: TypeAlias = Callable[[Task], Awaitable[None]]
-"""Does the work of one job. Returning means completed, raising means failed."""
+@dataclass(slots=True)
+class WorkerCounts:
+    """What a worker has done since it was made. Plain integers, changed by one event loop only."""
+
+    leased: int = 0
+    completed: int = 0
+    failed: int = 0
+    retried: int = 0
+    cancelled: int = 0
+    parked: int = 0
+    handed_back: int = 0
+    refused: int = 0
+    """Results that came too late: the job had been given to another worker."""
 
 
-async def do_nothing(task: Task) -> None:
-    """The handler of `probe`."""
+@dataclass(slots=True)
+class _Source:
+    """One queue that a worker takes jobs from."""
+
+    queue: Queue
+    weight: int
+    ahead: deque[Leased] = field(default_factory=deque[Leased])
+    """Leased, and not begun."""
+    results: list[Result] = field(default_factory=list[Result])
+    running: dict[str, Run] = field(default_factory=dict[str, Run])
+    calls: int = 0
+    lost_call: str = ""
+    """A lease call whose answer did not come: what it leased nobody knows of."""
+    parked: int = -1
+    empty: bool = False
 
 
 class Worker:
-    """Runs jobs for as long as it is entered: `async with Worker(store, keys=keys, handlers={...})`.
+    """Runs jobs for as long as it is entered: `async with Worker(store, keys=keys, tasks=[...])`.
 
-    It leases only types that it has a handler for, up to `concurrency` jobs at once; `probe` it handles itself. A lease
-    lasts `lease` and is prolonged three times in that time, so the jobs of a worker that died are taken over when it
-    has passed. An idle worker is woken by a message and looks by itself every `poll`. While Redis is away it waits.
+    It leases what is in its queues, up to `concurrency` jobs at once; `probe` it can do by itself. A job of a task that
+    it does not know is parked. A lease lasts `lease` and is prolonged three times in that time, so the jobs of a worker
+    that died are taken over when it has passed. An idle worker is woken by a message, or when something is due, and
+    looks by itself every `poll`. While Redis is away it waits. `queues` are names, or names with weights: of two queues
+    that are never empty, one of weight 2 is asked first twice as often as one of weight 1.
 
-    Leaving takes no more jobs, waits up to `grace` for those under way, and hands the rest back to the queue.
+    Leaving takes no more jobs, waits up to `grace` for those under way, and hands the rest back to their queues,
+    uncounted as attempts.
     """
 
     def __init__(
@@ -59,31 +98,57 @@ class Worker:
         store: Store,
         *,
         keys: Keys,
-        handlers: Mapping[str, Handler] | None = None,
-        queue: str = DEFAULT_QUEUE,
+        tasks: Iterable[Task[Any, Any]] = (),
+        queues: Sequence[str] | Mapping[str, int] = (DEFAULT_QUEUE,),
         concurrency: int = 10,
-        lease: timedelta = timedelta(seconds=10),
-        poll: timedelta = timedelta(seconds=5),
+        lease: timedelta = LEASE,
+        poll: timedelta = POLL,
         grace: timedelta = timedelta(seconds=5),
+        middleware: Sequence[Middleware] = (),
+        name: str | None = None,
     ) -> None:
+        if not queues:
+            raise ConfigurationError("queues: expected at least one")
+        if concurrency < 1:
+            raise ConfigurationError("concurrency: expected at least 1")
+        weights = dict(queues) if isinstance(queues, Mapping) else dict.fromkeys(queues, 1)
+        if any(weight < 1 for weight in weights.values()):
+            raise ConfigurationError("queues: expected weights of at least 1")
         self._store = store
-        self._queue = Queue(store, keys, queue)
-        self._channel = keys.jobs_wake(queue)
-        self._handlers = {PROBE: do_nothing, **(handlers or {})}
-        self._types = [check_type(name) for name in self._handlers]
-        self._wanted = frozenset(name.encode() for name in self._types)
+        self._tasks: dict[str, Task[Any, Any]] = {PROBE: probe, **by_name(tasks)}
+        self._sources = [_Source(Queue(store, keys, name), weight) for name, weight in weights.items()]
+        self._channels = {
+            f"{source.queue.prefix}:{kind}": (source, kind)
+            for source in self._sources
+            for kind in ("wake", "control")
+        }
         self._concurrency = concurrency
-        self._lease = lease
+        self._lease_ms = lease // timedelta(milliseconds=1)
         self._poll_s = poll / timedelta(seconds=1)
         self._grace_s = grace / timedelta(seconds=1)
+        self._middleware = tuple(middleware)
+        self.name = name or secrets.token_hex(8)
+        """What tells it from other workers."""
+        self.counts = WorkerCounts()
+        self.leased_at: float | None = None
+        """When a lease call was last answered, by the loop's clock."""
         self._background = Background()
         self._consumer: asyncio.Task[None] | None = None
-        self._running: dict[asyncio.Task[None], Lease] = {}
+        self._threads: ThreadPoolExecutor | None = None
         self._wake = asyncio.Event()
         self._closing = False
+        self._average_s = 1.0
+        self._stale: asyncio.TimerHandle | None = None
+
+    @property
+    def running(self) -> int:
+        """How many jobs run now."""
+        return sum(len(source.running) for source in self._sources)
 
     async def __aenter__(self) -> Self:
         self._closing = False
+        if any(not task.is_async for task in self._tasks.values()):
+            self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="counterseal-job")
         self._background.keep("listen for jobs", self._listen)
         self._background.keep("prolong leases", self._prolong)
         self._consumer = self._background.keep("lease jobs", self._consume)
@@ -92,127 +157,296 @@ class Worker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Lease no more, finish within the grace, hand the rest back. Safe to call twice."""
+        if self._closing:
+            return
         self._closing = True
         self._wake.set()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._grace_s
         try:
+            for source in self._sources:
+                self._give_back(source)
+            tasks = self._tasks_under_way()
+            while tasks and (left := deadline - loop.time()) > 0:
+                await asyncio.wait(tasks, timeout=left)
+                tasks = self._tasks_under_way()
+            for run in self._runs():
+                run.end("drain")
+            if tasks:
+                logger.warning(
+                    "%d jobs were not done within the grace period and go back to their queue", len(tasks)
+                )
+                await asyncio.wait(tasks, timeout=_LET_GO_S)
             if self._consumer is not None:
-                # Not cancelled: jobs that are being leased would be held by nobody for as long as the lease lasts.
-                await asyncio.wait([self._consumer], timeout=self._grace_s)
-            if self._running:
-                await asyncio.wait(list(self._running), timeout=max(0, deadline - loop.time()))
+                # Not cancelled: nobody would hold what is being leased for as long as the lease lasts.
+                self._wake.set()
+                await asyncio.wait([self._consumer], timeout=max(_LET_GO_S, deadline - loop.time()))
         finally:
-            await self._cut_off()
             await self._background.close()
+            for run in self._runs():
+                run.abandon()
+            if self._threads is not None:
+                self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _cut_off(self) -> None:
-        """Cancel what still runs. Each job has a moment to go back to its queue."""
-        rest = list(self._running)
-        if not rest:
-            return
-        logger.warning("%d jobs were not done within the grace period and go back to their queue", len(rest))
-        for running in rest:
-            running.cancel()
-        _, stuck = await asyncio.wait(rest, timeout=_LET_GO_S)
-        for running in stuck:
-            running.cancel()
+    # -- the loop --------------------------------------------------------------------------------------------------
 
     async def _consume(self) -> None:
         failures = 0
-        while not self._closing:
+        while True:
             self._wake.clear()
             pause = self._poll_s
             try:
-                await self._lease_some()
+                pause = min(pause, await self._turn())
                 failures = 0
             except StoreError as fault:
                 failures += 1
                 if failures == 1:
-                    logger.warning("jobs can't be leased: %s", fault)
+                    logger.warning("jobs can't be leased or handed in: %s", fault)
                 pause = full_jitter(failures, longest=self._poll_s)
-            if not self._closing:
+                self._wake.clear()
+            if self._closing and not self._left_over(failures):
+                return
+            if pause > 0:
                 await wait_for_event(self._wake, pause)
 
-    async def _lease_some(self) -> None:
-        """Lease as many jobs as there is room for. The end of one makes room and wakes the loop."""
-        room = self._concurrency - len(self._running)
-        if room <= 0:
-            return
-        order = random.sample(self._types, len(self._types))
-        leases = await self._queue.lease(order, count=room, lease=self._lease)
-        for lease in leases:
-            running = asyncio.create_task(self._work(lease), name=f"counterseal: job {lease.id}")
-            self._running[running] = lease
-            running.add_done_callback(self._worked)
+    def _left_over(self, failures: int) -> bool:
+        """Whether there is something to do before the loop may end."""
+        if self._runs():
+            return True
+        return bool(failures < 3 and any(source.results or source.lost_call for source in self._sources))
 
-    def _worked(self, running: asyncio.Task[None]) -> None:
-        self._running.pop(running, None)
+    async def _turn(self) -> float:
+        """Hand in what has ended and lease what there is room for. Seconds until something is due."""
+        if len(self._sources) == 1:
+            return await self._exchange(self._sources[0], self._room())
+        pause = self._poll_s
+        for source in self._order():
+            pause = min(pause, await self._exchange(source, self._room()))
+        return pause
+
+    def _order(self) -> list[_Source]:
+        """The queues, at random by their weights."""
+        return sorted(self._sources, key=lambda source: random.random() ** (1 / source.weight), reverse=True)  # noqa: S311
+
+    def _room(self) -> int:
+        """How many jobs may be leased: for the free slots, and ahead of them when jobs are short."""
+        if self._closing:
+            return 0
+        taken = sum(len(source.running) + len(source.ahead) + len(source.results) for source in self._sources)
+        ahead = min(_MOST_AHEAD, int(_AHEAD_S * self._concurrency / max(self._average_s, 1e-6)))
+        return self._concurrency + ahead - taken
+
+    async def _exchange(self, source: _Source, room: int) -> float:
+        """One round trip with a queue: results out, jobs in."""
+        results, source.results = source.results, []
+        if source.lost_call and not self._closing:
+            room = max(0, room)
+        room += len(results)
+        if self._closing:
+            room = 0
+        if source.lost_call:
+            await self._recall(source, results)
+        if results and room > 0:
+            # Both begin in one turn of the event loop, so they leave together.
+            outcomes = await asyncio.gather(
+                self._hand_in(source, results), self._lease(source, room), return_exceptions=True
+            )
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            return outcomes[1] if isinstance(outcomes[1], float) else self._poll_s
+        if results:
+            await self._hand_in(source, results)
+        if room > 0:
+            return await self._lease(source, room)
+        return self._poll_s
+
+    async def _recall(self, source: _Source, results: list[Result]) -> None:
+        try:
+            await source.queue.recall(worker=self.name, call=source.lost_call)
+        except BaseException:
+            source.results[:0] = results
+            raise
+        source.lost_call = ""
+
+    async def _lease(self, source: _Source, room: int) -> float:
+        source.calls += 1
+        call = str(source.calls)
+        try:
+            batch = await source.queue.lease(room=room, worker=self.name, call=call, lease_ms=self._lease_ms)
+        except BaseException:
+            source.lost_call = call
+            raise
+        self.leased_at = asyncio.get_running_loop().time()
+        return self._begin(source, batch, room)
+
+    def _begin(self, source: _Source, batch: Batch, room: int) -> float:
+        """Start what was leased, as far as there are slots. Seconds until the next look."""
+        if batch.gone:
+            logger.error(
+                "%d jobs of the queue %s had no record any more: does the server evict keys, or was it deleted?",
+                batch.gone,
+                source.queue.name,
+            )
+        self.counts.leased += len(batch.jobs)
+        source.ahead += batch.jobs
+        self._start()
+        if self._closing:
+            self._give_back(source)
+        if batch.parked != source.parked:
+            source.parked = batch.parked
+            if batch.parked:
+                self._background.keep("unpark jobs", lambda: self._unpark(source))
+        if len(batch.jobs) >= min(room, 200):
+            return 0.0 if self._room() > 0 else self._poll_s
+        return self._poll_s if batch.next_ms < 0 else max(0.001, batch.next_ms / 1000)
+
+    def _start(self) -> None:
+        """Begin jobs while there are slots."""
+        free = self._concurrency - self.running
+        for source in self._sources:
+            while free > 0 and source.ahead:
+                self._run(source, source.ahead.popleft())
+                free -= 1
+        if self._stale is None and any(source.ahead for source in self._sources):
+            self._stale = asyncio.get_running_loop().call_later(_STALE_S, self._return_stale)
+
+    def _return_stale(self) -> None:
+        """Give back what has waited behind jobs that take longer than expected."""
+        self._stale = None
+        if self.running >= self._concurrency:
+            for source in self._sources:
+                self._give_back(source)
+        elif any(source.ahead for source in self._sources):
+            self._start()
+
+    def _give_back(self, source: _Source) -> None:
+        if not source.ahead:
+            return
+        # The first one goes to the front last.
+        for leased in reversed(source.ahead):
+            source.results.append(Result(leased.part, leased.token, "queued", 0, 0, b""))
+        self._average_s = max(self._average_s, _STALE_S)
+        source.ahead.clear()
         self._wake.set()
 
-    async def _work(self, lease: Lease) -> None:
-        error: str | None = None
-        try:
-            payload = decode(lease.payload, key=f"job {lease.id}")
-            await self._handlers[lease.type](Task(lease.id, lease.type, lease.attempt, payload))
-            state = State.COMPLETED
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            asked = task is not None and task.cancelling() > 0
-            state, error = (State.QUEUED, None) if asked else (State.FAILED, "CancelledError")
-        except Exception as fault:
-            logger.exception("job %s of type %s failed", lease.id, lease.type)
-            state, error = State.FAILED, _sentence(fault)
-        await self._finish(lease, state, error)
+    def _run(self, source: _Source, leased: Leased) -> None:
+        run = Run(
+            leased,
+            queue=source.queue,
+            task=self._tasks.get(leased.type),
+            middleware=self._middleware,
+            threads=self._threads,
+            now_ms=self._store.now_ms,
+        )
+        source.running[leased.part] = run
+        run.start(lambda: self._ended(source, run))
 
-    async def _finish(self, lease: Lease, state: State, error: str | None) -> None:
-        """Hand the result in. While Redis is away it tries again, for as long as the lease may still be held."""
-        failures = 0
-        give_up = asyncio.get_running_loop().time() + self._lease / timedelta(seconds=1)
-        while True:
-            try:
-                kept = await self._queue.finish(lease, state, error=error)
-            except StoreError as fault:
-                failures += 1
-                if asyncio.get_running_loop().time() > give_up:
-                    logger.warning("the result of job %s was lost, so it runs again: %s", lease.id, fault)
-                    return
-                await asyncio.sleep(full_jitter(failures, longest=1))
+    def _ended(self, source: _Source, run: Run) -> None:
+        if source.running.get(run.leased.part) is run:
+            del source.running[run.leased.part]
+        self._average_s += (run.seconds - self._average_s) * 0.2
+        if run.result is not None:
+            source.results.append(run.result)
+        if not self._closing:
+            if source.ahead:
+                self._run(source, source.ahead.popleft())
+            elif len(self._sources) > 1:
+                self._start()
+        self._wake.set()
+
+    async def _hand_in(self, source: _Source, results: list[Result]) -> None:
+        try:
+            kept = await source.queue.finish(results)
+        except BaseException:
+            source.results[:0] = results  # as long as nobody else has the job, it is this one that counts
+            raise
+        counts = self.counts
+        for result, held in zip(results, kept, strict=True):
+            if not held:
+                counts.refused += 1
+                logger.warning(
+                    "the result of job %s.%s was refused: its lease had run out, and another worker has it."
+                    " A task that blocks the event loop keeps leases from being prolonged",
+                    source.queue.name,
+                    result.part,
+                )
+            elif result.outcome == "completed":
+                counts.completed += 1
+            elif result.outcome == "queued":
+                counts.handed_back += 1
+            elif result.outcome == "retrying":
+                counts.retried += 1
             else:
-                if not (kept or failures):
-                    logger.warning(
-                        "the result of job %s of type %s was refused: its lease had run out",
-                        lease.id,
-                        lease.type,
-                    )
+                setattr(counts, result.outcome, getattr(counts, result.outcome) + 1)
+
+    async def _unpark(self, source: _Source) -> None:
+        """Give jobs another chance that were parked by a worker that did not know their task, or not its arguments."""
+        for name, known in self._tasks.items():
+            try:
+                while (
+                    await source.queue.unpark(name, known.schema, count=_UNPARKED_AT_ONCE)
+                    == _UNPARKED_AT_ONCE
+                ):
+                    pass
+            except StoreError:
+                source.parked = -1  # it is tried again after the next lease
                 return
 
+    # -- beside the loop -------------------------------------------------------------------------------------------
+
     async def _prolong(self) -> None:
-        pause_s = self._lease / timedelta(seconds=3)
+        pause_s = self._lease_ms / 3000
         while True:
             await asyncio.sleep(pause_s)
-            leases = list(self._running.values())
-            if not leases:
+            for source in self._sources:
+                await self._prolong_of(source)
+
+    async def _prolong_of(self, source: _Source) -> None:
+        runs = list(source.running.values())
+        ahead = list(source.ahead)
+        leases = [*(run.leased for run in runs), *ahead]
+        if not leases:
+            return
+        try:
+            answers = await source.queue.extend(leases, lease_ms=self._lease_ms)
+        except StoreError:
+            return
+        for run, answer in zip(runs, answers, strict=False):
+            if run.over:
                 continue
-            try:
-                lost = await self._queue.extend(leases, lease=self._lease)
-            except StoreError:
-                continue
-            for running, lease in list(self._running.items()):
-                if lease.id in lost and lease in leases:
-                    logger.warning("job %s of type %s was lost: its lease had run out", lease.id, lease.type)
-                    running.cancel()
+            if answer == "lost":
+                logger.warning(
+                    "job %s.%s of type %s was lost: its lease had run out",
+                    source.queue.name, run.leased.part, run.leased.type,
+                )  # fmt: skip
+                run.end("lost")
+            elif answer.startswith("cancel"):
+                run.cancel(answer.partition(" ")[2])
+        lost = {lease for lease, answer in zip(ahead, answers[len(runs) :], strict=True) if answer == "lost"}
+        if lost:
+            source.ahead = deque(leased for leased in source.ahead if leased not in lost)
 
     async def _listen(self) -> None:
         failures = 0
         while True:
             try:
-                async with self._store.subscribe(self._channel) as messages:
+                async with self._store.subscribe(*self._channels, limit=10_000) as messages:
                     failures = 0
                     self._wake.set()
                     async for message in messages:
-                        if isinstance(message, Gap) or message.data in self._wanted:
+                        if isinstance(message, Gap):
                             self._wake.set()
+                            continue
+                        source, kind = self._channels[message.channel]
+                        if kind == "wake":
+                            self._wake.set()
+                        else:
+                            self._obey(source, message.data)
             except StoreError as fault:
                 failures += 1
                 if failures == 1:
@@ -223,8 +457,15 @@ class Worker:
                     )
             await asyncio.sleep(full_jitter(failures + 1, longest=self._poll_s))
 
+    def _obey(self, source: _Source, order: bytes) -> None:
+        """Cancel a job that runs here."""
+        part, token, reason = (*order.split(b" ", 2), b"", b"")[:3]
+        run = source.running.get(part.decode(errors="replace"))
+        if run is not None and run.leased.token == token:
+            run.cancel(reason.decode(errors="replace"))
 
-def _sentence(fault: Exception) -> str:
-    """What is kept of a failure. The text of a foreign error may hold anything, so only its name is."""
-    name = type(fault).__name__
-    return f"{name}: {fault}" if isinstance(fault, CountersealError) else name
+    def _runs(self) -> list[Run]:
+        return [run for source in self._sources for run in source.running.values()]
+
+    def _tasks_under_way(self) -> list[asyncio.Task[None]]:
+        return [run.running for run in self._runs() if run.running is not None and not run.running.done()]

@@ -6,11 +6,34 @@
 | `<ns>:cachelease:<kind>:{<id>}` | string | a few seconds, prolonged while the load goes on | who loads a missing value |
 | `<ns>:cachetag:<tag>` | string | 30 days, prolonged by writes: 16 at the least after each, longer than any value | the generation of a tag; while it is absent nothing with the tag is valid |
 | `<ns>:cachegen:<kind>` | string | 30 days, prolonged by writes: 16 at the least after each, longer than any value | the generation of a kind; while it is absent nothing of the kind is valid |
-| `<ns>:jobs:{<queue>}:ready:<type>` | list | none: emptied by workers, must outlive any pause of theirs | ids of queued jobs |
-| `<ns>:jobs:{<queue>}:running` | sorted set | none: as above | ids of leased jobs by the end of their lease |
-| `<ns>:jobs:{<queue>}:job:<id>` | hash | none until the job has ended, for the same reason; then 7 days | one job |
+| `<ns>:jobs:{<queue>}:queue` | hash | none: one per queue | whether it is paused, its parallelism, the last time that a lease was judged by, and a few counters |
+| `<ns>:jobs:{<queue>}:job:<part>` | string | none until the job has ended: an accepted job waits as long as it takes; then as long as its task says, a dead letter 30 days | one job: a head of lines that scripts read, its options, its arguments, and in the end what became of it |
+| `<ns>:jobs:{<queue>}:state` | hash | none: an entry goes when its job ends | state, token, attempts and last error of jobs that are not just queued |
+| `<ns>:jobs:{<queue>}:ready:<priority>` | list | none: emptied by workers, must outlive any pause of theirs | queued jobs without a flow |
+| `<ns>:jobs:{<queue>}:lane:<priority>:<flow>` | list | none: as above | queued jobs of a flow |
+| `<ns>:jobs:{<queue>}:ring:<priority>` | list | none: as above | the flows that are served in turn, and '' for jobs without one |
+| `<ns>:jobs:{<queue>}:flow:<flow>` | hash | none while jobs of it wait or run; then a minute more than its period | the limits of a flow and how much of them is used |
+| `<ns>:jobs:{<queue>}:flowdue` | sorted set | none: emptied by workers | flows whose rate is used up, by the end of their period |
+| `<ns>:jobs:{<queue>}:delayed` | sorted set | none: as above | jobs that are scheduled or run again, by when they are due |
+| `<ns>:jobs:{<queue>}:running` | sorted set | none: as above | leased jobs by the end of their lease |
+| `<ns>:jobs:{<queue>}:cancel` | hash | none: an entry goes when its job ends | why running jobs shall end |
+| `<ns>:jobs:{<queue>}:parked` | sorted set | none: they wait for a release that can run them | parked jobs by when they were parked |
+| `<ns>:jobs:{<queue>}:parked:<type>` | sorted set | none: as above | the same of one type by the schema of their arguments |
+| `<ns>:jobs:{<queue>}:dead` | sorted set | none: an entry goes 30 days after its job failed | dead letters by when they failed |
+| `<ns>:jobs:{<queue>}:held:<worker>` | string | one lease | the jobs of a worker's last lease call |
+| `<ns>:jobs:{<queue>}:dedup:<id>` | string | the window that its job asked for | the job that has this deduplication id |
+| `<ns>:jobs:{<queue>}:unique:<key>` | string | what its job asked for, at most until that ends | the job that has this unique key |
+| `<ns>:jobs:{<queue>}:tag:<tag>` | sorted set | 30 days from the last job with it | the jobs with a tag by when they were queued |
+| `<ns>:jobs:{<queue>}:progress:<part>` | string | 7 days from the last change | how far a job has come |
+| `<ns>:jobs:{<queue>}:logs:<part>` | list | 7 days from the last line, then as long as its job | the log of a job |
+| `<ns>:jobs:{<queue>}:logged` | set | none: an entry goes when its job ends | the jobs that have a log |
+| `<ns>:jobs:{<queue>}:recent` | list | 30 days from the last job | the last 10,000 jobs that have ended |
+| `<ns>:jobs:{<queue>}:events` | stream | none: capped at about 2,000 entries | what has become of jobs, in order |
+| `<ns>:jobs:{<queue>}:types` | set | none: a handful of names | the types that the queue has had jobs of |
 | `<ns>:jobs:{<queue>}:stats:<type>` | hash | none: one per type, a handful of counters that must stay right for ever | jobs by state |
-| `<ns>:jobs:{<queue>}:time` | string | 7 days from the last change, longer than any lease | the last time that a lease was judged by |
+| `<ns>:jobs:{<queue>}:times:<type>` | hash | none: one per type, at most some thousand buckets | histograms of waiting and run times |
+| `<ns>:jobs:{<queue>}:rate:<hour>` | hash | 2 days | jobs that ended, by minute, type and outcome |
+| `<ns>:jobs:queues` | set | none: a handful of names | the queues that there are |
 | `<ns>:analytics:{<day>}:counters` | hash | 40 days | the day's counters, overall and by domain |
 | `<ns>:analytics:{<day>}:endpoints` | hash | 40 days | the day's calls, failures and time per endpoint |
 | `<ns>:analytics:{<day>}:requests` | HyperLogLog | 40 days | the different signature requests of the day |
@@ -27,8 +50,9 @@
 | `<ns>:sessions:{pending}` | stream | none: what the database must be told has to outlive any outage; at most 100,000 entries, each removed once it is told | revocations and rotations that were accepted while the database was down |
 | `<ns>:doctor:{<id>}` | string | 1 min | what the doctor writes to see whether it may |
 
-Channels: `<ns>:jobs:{<queue>}:wake` tells idle workers the type of a job that is ready, and `<ns>:jobs:{<queue>}:done`
-tells the id of a job that has ended; `<ns>:cache:loaded` tells the key of a value that somebody waits for, and
+Channels: `<ns>:jobs:{<queue>}:wake` tells idle workers that jobs are ready, `<ns>:jobs:{<queue>}:control` tells workers
+which running jobs shall end, `<ns>:jobs:{<queue>}:ended` tells of jobs that have ended and how, and
+`<ns>:jobs:{<queue>}:live:<part>` of the progress and the log of one; `<ns>:cache:loaded` tells the key of a value that somebody waits for, and
 `<ns>:cache:changed` the keys of the cache that have changed, for kinds that are also kept in the memory of processes.
 `<ns>:live:{<name>}:changed` tells the new version of a live hash, and `<ns>:ratelimit:lifted` the limiter and the
 identifier of what was given back or forgotten. `<ns>:sessions:ended` tells of sessions that have ended.
@@ -43,16 +67,16 @@ from datetime import timedelta
 from urllib.parse import quote
 
 CACHE_GENERATION_TTL = timedelta(days=30)
-JOB_TTL = timedelta(days=7)
-JOBS_TIME_TTL = timedelta(days=7)
+JOB_DEAD_TTL = timedelta(days=30)
 ANALYTICS_TTL = timedelta(days=40)
 SESSIONS_EPOCH_TTL = timedelta(days=1)
 RATE_LIMIT_COUNTS_TTL = timedelta(days=8)
 
 WITHOUT_TTL = (
-    r"[^:]+:jobs:\{[^}]+\}:(ready:[^:]+|running)",
-    r"[^:]+:jobs:\{[^}]+\}:job:[^:]+",
-    r"[^:]+:jobs:\{[^}]+\}:stats:[^:]+",
+    r"[^:]+:jobs:queues",
+    r"[^:]+:jobs:\{[^}]+\}:(queue|state|flowdue|delayed|running|cancel|parked|dead|logged|events|types)",
+    r"[^:]+:jobs:\{[^}]+\}:(job|ready|ring|flow|parked|stats|times):[^:]+",
+    r"[^:]+:jobs:\{[^}]+\}:lane:[^:]+:[^:]+",
     r"[^:]+:live:\{[^}]+\}",
     r"[^:]+:sessions:\{pending\}",
 )
@@ -106,26 +130,20 @@ class Keys:
         """What every key of a queue begins with: a script that meets a job's id spells the rest of its keys."""
         return f"{self.namespace}:jobs:{{{escape(queue)}}}"
 
-    def jobs_ready(self, queue: str, task: str) -> str:
-        return f"{self.jobs_prefix(queue)}:ready:{escape(task)}"
+    def jobs_queue(self, queue: str) -> str:
+        return f"{self.jobs_prefix(queue)}:queue"
 
-    def jobs_running(self, queue: str) -> str:
-        return f"{self.jobs_prefix(queue)}:running"
+    def jobs_unique(self, queue: str, key: str) -> str:
+        return f"{self.jobs_prefix(queue)}:unique:{escape(key)}"
 
-    def job(self, queue: str, identifier: str) -> str:
-        return f"{self.jobs_prefix(queue)}:job:{escape(identifier)}"
+    def jobs_tag(self, queue: str, tag: str) -> str:
+        return f"{self.jobs_prefix(queue)}:tag:{escape(tag)}"
 
-    def jobs_stats(self, queue: str, task: str) -> str:
-        return f"{self.jobs_prefix(queue)}:stats:{escape(task)}"
+    def jobs_queues(self) -> str:
+        return f"{self.namespace}:jobs:queues"
 
-    def jobs_time(self, queue: str) -> str:
-        return f"{self.jobs_prefix(queue)}:time"
-
-    def jobs_wake(self, queue: str) -> str:
-        return f"{self.jobs_prefix(queue)}:wake"
-
-    def jobs_done(self, queue: str) -> str:
-        return f"{self.jobs_prefix(queue)}:done"
+    def jobs_live(self, queue: str, part: str) -> str:
+        return f"{self.jobs_prefix(queue)}:live:{part}"
 
     def analytics_counters(self, day: str) -> str:
         return f"{self._day(day)}:counters"

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from counterseal.app import Counterseal
 from counterseal.core.errors import CountersealError
 from counterseal.database.outbox import Backlog, Outbox
-from counterseal.jobs.job import JobStats
+from counterseal.jobs.statistics import JobStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

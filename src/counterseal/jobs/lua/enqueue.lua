@@ -1,18 +1,135 @@
--- enqueue: accepts a job and tells a worker that it is there
--- keys: record ready stats
--- args: id type payload now_ms wake
--- returns: 1, or 0 when there is a job with this id already
--- ttl: none: an accepted job waits as long as it takes
-local id, type = ARGV[1], ARGV[2]
+-- enqueue: accepts jobs, each at most once by its id, its deduplication id and its unique key
+-- keys: queue
+-- args: prefix now_ms jobs...
+-- returns: for each job an empty text, or the part of the job that was there already
+-- ttl: records none, an accepted job waits as long as it takes; dedup and unique keys by their windows; tags by tag_ms
+-- Each job is five arguments: part, type, priority, args, and extra: '' or a JSON object in one line, which is kept. Of
+-- it this reads `due`, `given` (the part may be taken), `flow`, `dedup`, `unique`, `tags`, `tag_ms`.
+local prefix, now = ARGV[1], tonumber(ARGV[2])
 
-if redis.call('EXISTS', KEYS[1]) == 1 then
-  return 0
+local function whole(number)
+  return string.format('%.0f', number)
 end
-redis.call('HSET', KEYS[1],
-  'type', type, 'state', 'queued', 'payload', ARGV[3], 'attempt', 0, 'lost', 0, 'queued_ms', ARGV[4])
-redis.call('RPUSH', KEYS[2], id)
 
+local stored = redis.call('HGET', KEYS[1], 'time')
+if stored and tonumber(stored) > now then
+  now = tonumber(stored)
+end
+local now_text = whole(now)
+
+-- The part of a job that is there already, for one that asks; '' when it is new.
+local function holder(part, options)
+  if options.given and redis.call('EXISTS', prefix .. ':job:' .. part) == 1 then
+    return part
+  end
+  return options.dedup and redis.call('GET', prefix .. ':dedup:' .. options.dedup[1])
+    or options.unique and redis.call('GET', prefix .. ':unique:' .. options.unique[1])
+    or ''
+end
+
+local records, lanes, states, delayed, counts, answers, added, made = {}, {}, {}, {}, {}, {}, {}, {}
+for i = 3, #ARGV, 5 do
+  local part, type, priority, extra = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 4]
+  local taken, due, flow, unique, field = '', nil, '', '', 'queued'
+  if extra ~= '' then
+    local options = cjson.decode(extra)
+    taken = made[part] or holder(part, options)
+    if taken == '' then
+      if options.due and options.due > now then
+        due, field = whole(options.due), 'scheduled'
+      end
+      if options.dedup then
+        redis.call('SET', prefix .. ':dedup:' .. options.dedup[1], part, 'PX', whole(options.dedup[2]))
+      end
+      if options.unique then
+        unique = options.unique[1]
+        redis.call('SET', prefix .. ':unique:' .. unique, part, 'PX', whole(options.unique[2]))
+      end
+      for _, tag in ipairs(options.tags or {}) do
+        local key = prefix .. ':tag:' .. tag
+        redis.call('ZADD', key, now_text, part)
+        redis.call('PEXPIRE', key, whole(options.tag_ms), 'NX')
+        redis.call('PEXPIRE', key, whole(options.tag_ms), 'GT')
+      end
+      if options.flow then
+        flow = options.flow[1]
+        local key = prefix .. ':flow:' .. flow
+        redis.call('HSET', key, 'parallelism', options.flow[2], 'rate', options.flow[3], 'period_ms', options.flow[4])
+        redis.call('PERSIST', key)
+      end
+      made[part] = part
+    end
+  end
+  answers[#answers + 1] = taken
+  if taken == '' then
+    added[#added + 1] = part
+    records[#records + 1] = prefix .. ':job:' .. part
+    records[#records + 1] = 'p' .. type .. '\n' .. priority .. '\n' .. flow .. '\n' .. unique .. '\n' .. now_text
+      .. '\n' .. extra .. '\n' .. ARGV[i + 3]
+    if due then
+      delayed[#delayed + 1] = due
+      delayed[#delayed + 1] = part
+      states[#states + 1] = part
+      states[#states + 1] = 'scheduled 0 0 0 ' .. due
+    else
+      local name = priority .. flow
+      local lane = lanes[name]
+      if not lane then
+        lane = { priority, flow, {} }
+        lanes[name] = lane
+      end
+      lane[3][#lane[3] + 1] = part
+    end
+    local of = counts[type]
+    if not of then
+      of = { queued = 0, scheduled = 0 }
+      counts[type] = of
+    end
+    of[field] = of[field] + 1
+  end
+end
+
+if #added == 0 then
+  return answers
+end
+redis.call('MSET', unpack(records)) -- before anybody can see the jobs
+local woken = false
+if #delayed > 0 then
+  redis.call('HSET', prefix .. ':state', unpack(states))
+  redis.call('ZADD', prefix .. ':delayed', unpack(delayed))
+  woken = true -- somebody has to wake up in time
+end
+-- A lane is a list of jobs of one priority and one flow; a ring holds the lanes that may be served, in turn. The lane
+-- without a flow is in its ring while it has jobs; one with a flow when `in<priority>` of the flow says so.
+for _, lane in pairs(lanes) do
+  local priority, flow, parts = lane[1], lane[2], lane[3]
+  if flow == '' then
+    if redis.call('RPUSH', prefix .. ':ready:' .. priority, unpack(parts)) == #parts then
+      redis.call('RPUSH', prefix .. ':ring:' .. priority, '')
+      woken = true
+    end
+  else
+    redis.call('RPUSH', prefix .. ':lane:' .. priority .. ':' .. flow, unpack(parts))
+    local key = prefix .. ':flow:' .. flow
+    local member, stalled = unpack(redis.call('HMGET', key, 'in' .. priority, 'stalled'))
+    if not member and not stalled then
+      redis.call('HSET', key, 'in' .. priority, 1)
+      redis.call('RPUSH', prefix .. ':ring:' .. priority, flow)
+      woken = true
+    end
+  end
+end
 -- Neither broken statistics nor a silent channel may cost a job: a worker finds it by itself, a little later.
-redis.pcall('HINCRBY', KEYS[3], 'queued', 1)
-redis.pcall('PUBLISH', ARGV[5], type)
-return 1
+for type, of in pairs(counts) do
+  redis.pcall('SADD', prefix .. ':types', type)
+  for field, number in pairs(of) do
+    if number > 0 then
+      redis.pcall('HINCRBY', prefix .. ':stats:' .. type, field, number)
+    end
+  end
+end
+redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'enqueued', table.concat(added, ' '))
+if woken then
+  redis.pcall('PUBLISH', prefix .. ':wake', '')
+end
+return answers

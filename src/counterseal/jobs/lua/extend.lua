@@ -1,21 +1,28 @@
 -- extend: prolongs the leases that a worker still holds
--- keys: time running
--- args: prefix now_ms lease_ms time_ttl_s leases...
--- returns: the ids of those that it holds no more; leases are an id and its fencing token in turn
--- ttl: time by time_ttl_s
+-- keys: queue
+-- args: prefix now_ms lease_ms leases...
+-- returns: for each lease, a part and a token in turn: '' when it is prolonged, `lost`, or `cancel` and a reason
+-- ttl: none
 local prefix, now, lease_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local cancels = prefix .. ':cancel'
 
-now = math.max(now, tonumber(redis.call('GET', KEYS[1]) or '0'))
-redis.call('SET', KEYS[1], string.format('%.0f', now), 'EX', ARGV[4])
-
-local lost = {}
-for i = 5, #ARGV, 2 do
-  local id, token = ARGV[i], ARGV[i + 1]
-  local state, attempt = unpack(redis.call('HMGET', prefix .. ':job:' .. id, 'state', 'attempt'))
-  if state == 'running' and attempt == token then
-    redis.call('ZADD', KEYS[2], 'XX', string.format('%.0f', now + lease_ms), id)
-  else
-    lost[#lost + 1] = id
-  end
+local stored = redis.call('HGET', KEYS[1], 'time')
+if stored and tonumber(stored) > now then
+  now = tonumber(stored)
 end
-return lost
+local until_text = string.format('%.0f', now + lease_ms)
+local asked = redis.call('EXISTS', cancels) == 1
+
+local answers = {}
+for i = 4, #ARGV, 2 do
+  local part, token = ARGV[i], ARGV[i + 1]
+  local state, current = string.match(redis.call('HGET', prefix .. ':state', part) or '', '^(%a+) (%d+)')
+  local answer = 'lost'
+  if state == 'running' and current == token then
+    redis.call('ZADD', prefix .. ':running', 'XX', until_text, part)
+    local reason = asked and redis.call('HGET', cancels, part)
+    answer = reason and 'cancel ' .. reason or ''
+  end
+  answers[#answers + 1] = answer
+end
+return answers

@@ -1,33 +1,186 @@
--- finish: ends a lease: the job has completed or failed, or goes back to the front of its queue
--- keys: time running record stats ready
--- args: id token state error now_ms ttl_s time_ttl_s channel message
--- returns: 1, or 0 when the lease was not this worker's any more, and nothing was changed
--- ttl: time by time_ttl_s; a record that has ended by ttl_s
-local id, token, state = ARGV[1], ARGV[2], ARGV[3]
-local time, running, record, stats, ready = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+-- finish: ends leases: jobs have completed, failed, been cancelled, will run again, or go back to their queue
+-- keys: queue
+-- args: prefix now_ms results...
+-- returns: for each result 1, or 0 when the lease was not this worker's any more, and nothing was changed
+-- ttl: a record that has ended, with its logs, by `ms`; rates 2 days; recent 30 days; a flow that rests by its period
+-- Each result is six arguments: part, token, outcome, ms, run_us, text. `ms` is how long the record is kept, for
+-- `retrying` the pause, for `parked` the schema of its argument. `queued` hands a job back, uncounted as an attempt.
+local prefix, now = ARGV[1], tonumber(ARGV[2])
+local queue, running, states, cancels = KEYS[1], prefix .. ':running', prefix .. ':state', prefix .. ':cancel'
+local HEAD = '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n' -- code, type, priority, flow, unique
+local ENTRY = '^(%a+) (%d+) (%d+) (%d+) (%d+)' -- state, token, attempt, lost, milliseconds
+local CODES = { completed = 'c', failed = 'f', cancelled = 'x' }
 
-local current, attempt = unpack(redis.call('HMGET', record, 'state', 'attempt'))
-if current ~= 'running' or attempt ~= token then
-  return 0
+local function whole(number)
+  return string.format('%.0f', number)
 end
-local now = math.max(tonumber(ARGV[5]), tonumber(redis.call('GET', time) or '0'))
-now = string.format('%.0f', now)
-redis.call('SET', time, now, 'EX', ARGV[7])
 
-redis.call('ZREM', running, id)
-redis.call('HSET', record, 'state', state)
-if state == 'queued' then
-  redis.call('LPUSH', ready, id)
+local stored, parallelism = unpack(redis.call('HMGET', queue, 'time', 'parallelism'))
+if stored and tonumber(stored) > now then
+  now = tonumber(stored)
 else
-  redis.call('HSET', record, 'ended_ms', now)
-  if ARGV[4] ~= '' then
-    redis.call('HSET', record, 'error', ARGV[4])
+  redis.call('HSET', queue, 'time', whole(now))
+end
+local now_text = whole(now)
+
+local counts = {}
+local woken = false
+local function join_ring(priority, flow)
+  local key = prefix .. ':flow:' .. flow
+  local member, stalled = unpack(redis.call('HMGET', key, 'in' .. priority, 'stalled'))
+  if not member and not stalled then
+    redis.call('HSET', key, 'in' .. priority, 1)
+    redis.call('RPUSH', prefix .. ':ring:' .. priority, flow)
   end
-  redis.call('EXPIRE', record, ARGV[6])
+  woken = true
 end
 
+-- A flow with one running job less: it takes its place in the rings when it had to wait for that.
+local function leave_flow(flow)
+  local key = prefix .. ':flow:' .. flow
+  local left = redis.call('HINCRBY', key, 'running', -1)
+  if left < 0 then -- its hash was lost
+    redis.call('HSET', key, 'running', 0)
+  end
+  local stalled, in0, in1, in2, period = unpack(redis.call('HMGET', key, 'stalled', 'in0', 'in1', 'in2', 'period_ms'))
+  if stalled == 'full' then
+    redis.call('HDEL', key, 'stalled')
+    for priority = 0, 2 do
+      if redis.call('EXISTS', prefix .. ':lane:' .. priority .. ':' .. flow) == 1 then
+        join_ring(priority, flow)
+      end
+    end
+  elseif left <= 0 and not (stalled or in0 or in1 or in2) then
+    redis.call('PEXPIRE', key, whole(tonumber(period or '0') + 60000))
+  end
+end
+
+local parts, names = {}, {}
+for i = 3, #ARGV, 6 do
+  parts[#parts + 1] = ARGV[i]
+  names[#names + 1] = prefix .. ':job:' .. ARGV[i]
+end
+local records, entries = redis.call('MGET', unpack(names)), redis.call('HMGET', states, unpack(parts))
+
+local answers, removed, cleared, told, changes, recent, throughput, seen = {}, {}, {}, {}, {}, {}, {}, {}
+for n = 1, #parts do
+  local i = n * 6 - 3
+  local part, token, outcome, ms, run_us, text = parts[n], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
+  local record = records[n]
+  local state, current, attempt, lost, started = string.match(entries[n] or '', ENTRY)
+  if not record or current ~= token or state ~= 'running' or seen[part] then
+    -- The same result may come twice, when the first answer got lost.
+    local again = record and state == nil and CODES[outcome] == string.sub(record, 1, 1)
+      and string.match(record, '\n(%d+) %d+ %d+ %d+ %d+ %d+\n[^\n]*$') == token
+      or (state == outcome and current == token)
+    answers[n] = again and 1 or 0
+  else
+    answers[n] = 1
+    removed[#removed + 1] = part
+    changes[#changes + 1] = part .. ' ' .. outcome
+    seen[part] = true
+    local _, type, priority, flow, unique = string.match(record, HEAD)
+    local of = counts[type]
+    if not of then
+      of = {}
+      counts[type] = of
+    end
+    of.running = (of.running or 0) - 1
+    if flow ~= '' then
+      leave_flow(flow)
+    end
+    local code = CODES[outcome]
+    if code then
+      redis.call('SET', names[n], code .. string.sub(record, 2) .. '\n' .. token .. ' ' .. attempt .. ' ' .. lost .. ' '
+        .. started .. ' ' .. now_text .. ' ' .. run_us .. '\n' .. text, 'PX', ms)
+      cleared[#cleared + 1] = part
+      if outcome == 'completed' then
+        local us = tonumber(run_us)
+        local bucket = us < 1 and 'r0' or 'r' .. math.ceil(math.log(us) / 0.020000667)
+        of[bucket] = (of[bucket] or 0) + 1
+      elseif outcome == 'failed' then
+        redis.call('ZADD', prefix .. ':dead', now_text, part)
+        of.failures = (of.failures or 0) + 1
+      end
+      if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
+        redis.call('DEL', prefix .. ':unique:' .. unique)
+      end
+      of[outcome] = (of[outcome] or 0) + 1
+      local name = type .. ':' .. outcome
+      throughput[name] = (throughput[name] or 0) + 1
+      told[#told + 1] = changes[#changes]
+      recent[#recent + 1] = part
+    elseif outcome == 'queued' then
+      redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. (attempt - 1) .. ' ' .. lost .. ' ' .. now_text)
+      of.queued = (of.queued or 0) + 1
+      if flow == '' then
+        if redis.call('LPUSH', prefix .. ':ready:' .. priority, part) == 1 then
+          redis.call('RPUSH', prefix .. ':ring:' .. priority, '')
+        end
+      else
+        redis.call('LPUSH', prefix .. ':lane:' .. priority .. ':' .. flow, part)
+        join_ring(priority, flow)
+      end
+      woken = true
+    elseif outcome == 'retrying' then
+      local due = whole(now + tonumber(ms))
+      redis.call('HSET', states, part, 'retrying ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. due .. '\n' .. text)
+      redis.call('ZADD', prefix .. ':delayed', due, part)
+      redis.call('HINCRBY', queue, 'retrying', 1)
+      of.retrying = (of.retrying or 0) + 1
+      of.failures = (of.failures or 0) + 1
+      woken = true -- somebody has to wake up in time
+    else -- parked
+      redis.call('HSET', states, part, 'parked ' .. token .. ' ' .. (attempt - 1) .. ' ' .. lost .. ' ' .. now_text .. '\n' .. text)
+      redis.call('ZADD', prefix .. ':parked', now_text, part)
+      redis.call('ZADD', prefix .. ':parked:' .. type, ms, part)
+      of.retrying = (of.retrying or 0) + 1
+    end
+  end
+end
+
+if #removed > 0 then
+  redis.call('ZREM', running, unpack(removed))
+end
+if #cleared > 0 then
+  redis.call('HDEL', states, unpack(cleared))
+  if redis.call('EXISTS', cancels) == 1 then
+    redis.call('HDEL', cancels, unpack(cleared))
+  end
+  local logged = redis.call('EXISTS', prefix .. ':logged') == 1 and redis.call('SMISMEMBER', prefix .. ':logged', unpack(cleared))
+  if logged then
+    for n = 1, #cleared do
+      if logged[n] == 1 then
+        redis.call('PEXPIRE', prefix .. ':logs:' .. cleared[n], redis.call('PTTL', prefix .. ':job:' .. cleared[n]))
+        redis.call('SREM', prefix .. ':logged', cleared[n])
+      end
+    end
+  end
+end
 -- Neither broken statistics nor a silent channel may cost a result.
-redis.pcall('HINCRBY', stats, 'running', -1)
-redis.pcall('HINCRBY', stats, state, 1)
-redis.pcall('PUBLISH', ARGV[8], ARGV[9])
-return 1
+for type, of in pairs(counts) do
+  for field, number in pairs(of) do
+    local name = string.match(field, '^r%d') and ':times:' or ':stats:'
+    redis.pcall('HINCRBY', prefix .. name .. type, field, number)
+  end
+end
+if #recent > 0 then
+  local hour = prefix .. ':rate:' .. math.floor(now / 3600000)
+  local minute = math.floor(now / 60000) % 60
+  for name, number in pairs(throughput) do
+    redis.pcall('HINCRBY', hour, minute .. ':' .. name, number)
+  end
+  redis.pcall('PEXPIRE', hour, 172800000, 'NX')
+  redis.pcall('LPUSH', prefix .. ':recent', unpack(recent))
+  redis.pcall('LTRIM', prefix .. ':recent', 0, 9999)
+  redis.pcall('PEXPIRE', prefix .. ':recent', 2592000000)
+  redis.pcall('PUBLISH', prefix .. ':ended', table.concat(told, ' '))
+end
+if #changes > 0 then
+  redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'left', table.concat(changes, ' '))
+end
+-- In a queue of limited parallelism the end of one lets another worker begin the next.
+if woken or (parallelism and #removed > 0) then
+  redis.pcall('PUBLISH', prefix .. ':wake', '')
+end
+return answers

@@ -1,63 +1,315 @@
--- lease: takes over the jobs of workers that did not come back, then hands queued ones to this worker
--- keys: time running ready...
--- args: prefix now_ms lease_ms count most_lost lost_error ttl_s time_ttl_s wake done
--- returns: a list of id, attempt, type, payload for each job that is now leased; attempt is its fencing token
--- ttl: time by time_ttl_s; a record that fails here by ttl_s
-local prefix, now, lease_ms, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local most_lost, lost_error, ttl_s, wake, done = tonumber(ARGV[5]), ARGV[6], ARGV[7], ARGV[9], ARGV[10]
-local running = KEYS[2]
+-- lease: hands queued jobs to a worker, after those that are due and those whose worker did not come back
+-- keys: queue
+-- args: prefix now_ms lease_ms room worker call most_lost lost_error keep_dead_ms
+-- returns: a list of leased jobs, the milliseconds until something is due (-1 when nothing is), the number of
+--   records that were gone, and that of parked jobs. A job is part, state entry, record; the token in the entry fences its result.
+-- ttl: held by lease_ms; records that fail here by keep_dead_ms; a flow that rests by its period
+local prefix, now, lease_ms, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local worker, call, most_lost, lost_error, keep_dead_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
+local queue, running, delayed, states = KEYS[1], prefix .. ':running', prefix .. ':delayed', prefix .. ':state'
+local flow_due = prefix .. ':flowdue'
+local AT_ONCE = 200
+local HEAD = '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)' -- code, type, priority, flow, unique, queued_ms
+local ENTRY = '^(%a+) (%d+) (%d+) (%d+) (%d+)(.*)$' -- state, token, attempt, lost, milliseconds, error
 
 local function whole(number)
   return string.format('%.0f', number)
 end
 
--- Neither broken statistics nor a silent channel may cost a job, so both are tried only.
-local function move(type, from, to)
-  redis.pcall('HINCRBY', prefix .. ':stats:' .. type, from, -1)
-  redis.pcall('HINCRBY', prefix .. ':stats:' .. type, to, 1)
+local time, paused, parallelism, retrying = unpack(redis.call('HMGET', queue, 'time', 'paused', 'parallelism', 'retrying'))
+if time and tonumber(time) > now then
+  now = tonumber(time)
+end
+local now_text = whole(now)
+redis.call('HSET', queue, 'time', now_text)
+parallelism, retrying = tonumber(parallelism or '0'), tonumber(retrying or '0')
+local strict = parallelism == 1 -- one at a time, in order: who is to run again keeps its place
+
+local counts = {}
+local function count(type, field, number)
+  local of = counts[type]
+  if not of then
+    of = {}
+    counts[type] = of
+  end
+  of[field] = (of[field] or 0) + number
 end
 
-now = math.max(now, tonumber(redis.call('GET', KEYS[1]) or '0'))
-redis.call('SET', KEYS[1], whole(now), 'EX', ARGV[8])
+local function join_ring(priority, flow)
+  local key = prefix .. ':flow:' .. flow
+  local member, stalled = unpack(redis.call('HMGET', key, 'in' .. priority, 'stalled'))
+  if not member and not stalled then
+    redis.call('HSET', key, 'in' .. priority, 1)
+    redis.call('RPUSH', prefix .. ':ring:' .. priority, flow)
+  end
+end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', running, '-inf', whole(now), 'LIMIT', 0, 100)) do
-  local record = prefix .. ':job:' .. id
-  local type = redis.call('HGET', record, 'type')
-  redis.call('ZREM', running, id)
-  if type then
-    if redis.call('HINCRBY', record, 'lost', 1) >= most_lost then
-      redis.call('HSET', record, 'state', 'failed', 'error', lost_error, 'ended_ms', whole(now))
-      redis.call('EXPIRE', record, ttl_s)
-      move(type, 'running', 'failed')
-      redis.pcall('PUBLISH', done, id)
-    else
-      redis.call('HSET', record, 'state', 'queued')
-      redis.call('LPUSH', prefix .. ':ready:' .. type, id)
-      move(type, 'running', 'queued')
-      redis.pcall('PUBLISH', wake, type)
+local woken = false
+local function push(how, priority, flow, part)
+  if flow == '' then
+    if redis.call(how, prefix .. ':ready:' .. priority, part) == 1 then
+      redis.call('RPUSH', prefix .. ':ring:' .. priority, '')
+    end
+  else
+    redis.call(how, prefix .. ':lane:' .. priority .. ':' .. flow, part)
+    join_ring(priority, flow)
+  end
+  woken = true
+end
+
+-- A flow that may begin jobs again takes its place in the rings.
+local function unstall(flow)
+  redis.call('HDEL', prefix .. ':flow:' .. flow, 'stalled')
+  for priority = 0, 2 do
+    if redis.call('EXISTS', prefix .. ':lane:' .. priority .. ':' .. flow) == 1 then
+      join_ring(priority, flow)
     end
   end
 end
 
--- one of each type in turn, so that a long queue of one does not hold up the others
-local leased = {}
-local found = true
-while found and #leased < count do
-  found = false
-  for i = 3, #KEYS do
-    local id = #leased < count and redis.call('LPOP', KEYS[i])
-    if id then
-      found = true
-      local record = prefix .. ':job:' .. id
-      local state, type, payload = unpack(redis.call('HMGET', record, 'state', 'type', 'payload'))
+-- One of a flow's jobs runs no more.
+local function leave_flow(flow)
+  local key = prefix .. ':flow:' .. flow
+  local left = redis.call('HINCRBY', key, 'running', -1)
+  if left < 0 then -- its hash was lost
+    redis.call('HSET', key, 'running', 0)
+  end
+  local stalled, in0, in1, in2, period = unpack(redis.call('HMGET', key, 'stalled', 'in0', 'in1', 'in2', 'period_ms'))
+  if stalled == 'full' then
+    unstall(flow)
+  elseif left <= 0 and not (stalled or in0 or in1 or in2) then
+    redis.call('PEXPIRE', key, whole(tonumber(period or '0') + 60000))
+  end
+end
+
+-- those that are due, in the order in which they became due
+local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now_text, 'LIMIT', 0, AT_ONCE)
+if strict then -- who is to run again goes to the front, so the first one goes last
+  for i = 1, math.floor(#due / 2) do
+    due[i], due[#due + 1 - i] = due[#due + 1 - i], due[i]
+  end
+end
+for _, part in ipairs(due) do
+  redis.call('ZREM', delayed, part)
+  local record = redis.call('GET', prefix .. ':job:' .. part)
+  local state, token, attempt, lost, _, error = string.match(redis.call('HGET', states, part) or '', ENTRY)
+  if state == 'retrying' then
+    retrying = redis.call('HINCRBY', queue, 'retrying', -1)
+  end
+  if record and state then
+    local _, type, priority, flow = string.match(record, HEAD)
+    redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text .. error)
+    push(strict and state == 'retrying' and 'LPUSH' or 'RPUSH', priority, flow, part)
+    count(type, state, -1)
+    count(type, 'queued', 1)
+  end
+end
+
+-- flows whose period is over
+for _, flow in ipairs(redis.call('ZRANGEBYSCORE', flow_due, '-inf', now_text, 'LIMIT', 0, AT_ONCE)) do
+  redis.call('ZREM', flow_due, flow)
+  unstall(flow)
+  woken = true
+end
+
+-- those whose worker did not come back
+local ended = {}
+local function end_lost(part, record, entry, type, unique, outcome, why)
+  local key = prefix .. ':job:' .. part
+  redis.call('SET', key, (outcome == 'failed' and 'f' or 'x') .. string.sub(record, 2) .. '\n' .. entry .. ' ' .. now_text
+    .. ' 0\n' .. why, 'PX', keep_dead_ms)
+  redis.call('HDEL', states, part)
+  redis.call('HDEL', prefix .. ':cancel', part)
+  redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_dead_ms)
+  if outcome == 'failed' then
+    redis.call('ZADD', prefix .. ':dead', now_text, part)
+  end
+  if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
+    redis.call('DEL', prefix .. ':unique:' .. unique)
+  end
+  count(type, outcome, 1)
+  ended[#ended + 1] = part .. ' ' .. outcome
+end
+
+for _, part in ipairs(redis.call('ZRANGEBYSCORE', running, '-inf', now_text, 'LIMIT', 0, AT_ONCE)) do
+  redis.call('ZREM', running, part)
+  local record = redis.call('GET', prefix .. ':job:' .. part)
+  local state, token, attempt, lost, ms, error = string.match(redis.call('HGET', states, part) or '', ENTRY)
+  if record and state == 'running' then
+    local _, type, priority, flow, unique = string.match(record, HEAD)
+    local cancel = redis.call('HGET', prefix .. ':cancel', part)
+    lost = tonumber(lost) + 1
+    count(type, 'running', -1)
+    count(type, 'lost', 1)
+    if flow ~= '' then
+      leave_flow(flow)
+    end
+    local entry = token .. ' ' .. attempt .. ' ' .. lost .. ' '
+    if cancel then
+      end_lost(part, record, entry .. ms, type, unique, 'cancelled', cancel)
+    elseif lost >= most_lost then
+      end_lost(part, record, entry .. ms, type, unique, 'failed', lost_error)
+    else
+      redis.call('HSET', states, part, 'queued ' .. entry .. now_text .. error)
+      push('LPUSH', priority, flow, part)
+      count(type, 'queued', 1)
+    end
+  end
+end
+
+if parallelism > 0 then
+  room = math.min(room, parallelism - redis.call('ZCARD', running))
+  if strict and retrying > 0 then
+    room = 0
+  end
+end
+if paused then
+  room = 0
+end
+
+-- How many jobs of a flow may begin now. When there are none it is out of the rings until it may go on.
+local function capacity(flow)
+  local key = prefix .. ':flow:' .. flow
+  local fields = redis.call('HMGET', key, 'parallelism', 'rate', 'period_ms', 'running', 'start_ms', 'used')
+  local most, rate, period = tonumber(fields[1] or '0'), tonumber(fields[2] or '0'), tonumber(fields[3] or '0')
+  local free = room
+  if most > 0 then
+    free = math.min(free, most - tonumber(fields[4] or '0'))
+    if free <= 0 then
+      redis.call('HSET', key, 'stalled', 'full')
+      return 0
+    end
+  end
+  if rate > 0 then
+    local start, used = tonumber(fields[5] or '0'), tonumber(fields[6] or '0')
+    if now >= start + period then
+      start, used = now, 0
+      redis.call('HSET', key, 'start_ms', now_text, 'used', 0)
+    end
+    if used >= rate then
+      redis.call('HSET', key, 'stalled', 'rate')
+      redis.call('ZADD', flow_due, whole(start + period), flow)
+      return 0
+    end
+    free = math.min(free, rate - used)
+  end
+  return free
+end
+
+local leased, leases, entries, held, gone = {}, {}, {}, {}, 0
+local until_text = whole(now + lease_ms)
+-- Lease those of these jobs that are still queued; how many they were.
+local function take(parts)
+  local names = {}
+  for i = 1, #parts do
+    names[i] = prefix .. ':job:' .. parts[i]
+  end
+  local records, stored = redis.call('MGET', unpack(names)), redis.call('HMGET', states, unpack(parts))
+  local before = #leased
+  for i = 1, #parts do
+    local part, record = parts[i], records[i]
+    if not record then
+      gone = gone + 1
+    elseif string.byte(record) == 112 then -- p: no end is written
+      local _, type, _, _, _, queued = string.match(record, HEAD)
+      local token, attempt, lost, error, state = 1, 1, '0', '', 'queued'
+      if stored[i] then
+        state, token, attempt, lost, queued, error = string.match(stored[i], ENTRY)
+        token, attempt = token + 1, attempt + 1
+      end
       if state == 'queued' then
-        local attempt = redis.call('HINCRBY', record, 'attempt', 1)
-        redis.call('HSET', record, 'state', 'running', 'started_ms', whole(now))
-        redis.call('ZADD', running, whole(now + lease_ms), id)
-        move(type, 'queued', 'running')
-        leased[#leased + 1] = { id, attempt, type, payload }
+        local entry = 'running ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text .. error
+        leases[#leases + 1] = until_text
+        leases[#leases + 1] = part
+        entries[#entries + 1] = part
+        entries[#entries + 1] = entry
+        held[#held + 1] = part .. ' ' .. token
+        leased[#leased + 1] = { part, entry, record }
+        local of = counts[type]
+        if not of then
+          of = {}
+          counts[type] = of
+        end
+        of.queued = (of.queued or 0) - 1
+        of.running = (of.running or 0) + 1
+        of.leased = (of.leased or 0) + 1
+        local waited = now - queued
+        local bucket = waited < 1 and 'w0' or 'w' .. math.ceil(math.log(waited) / 0.020000667)
+        of[bucket] = (of[bucket] or 0) + 1
       end
     end
   end
+  return #leased - before
 end
-return leased
+
+for priority = 0, 2 do
+  local ring = prefix .. ':ring:' .. priority
+  while room > 0 do
+    local flow = redis.call('LPOP', ring)
+    if not flow then
+      break
+    end
+    -- One job of each lane in turn; a lane that is alone may have all the room.
+    local most = redis.call('EXISTS', ring) == 1 and 1 or room
+    local lane = prefix .. ':ready:' .. priority
+    if flow ~= '' then
+      lane = prefix .. ':lane:' .. priority .. ':' .. flow
+      most = math.min(most, capacity(flow))
+    end
+    local stays = false
+    if most > 0 then
+      local taken = take(redis.call('LPOP', lane, math.min(most, AT_ONCE)))
+      room = room - taken
+      stays = redis.call('EXISTS', lane) == 1
+      if flow ~= '' and taken > 0 then
+        redis.call('HINCRBY', prefix .. ':flow:' .. flow, 'running', taken)
+        redis.call('HINCRBY', prefix .. ':flow:' .. flow, 'used', taken)
+      end
+    end
+    if stays then
+      redis.call('RPUSH', ring, flow)
+    elseif flow ~= '' then
+      redis.call('HDEL', prefix .. ':flow:' .. flow, 'in' .. priority)
+    end
+  end
+end
+
+if #leases > 0 then
+  for i = 1, #leases, 1000 do
+    redis.call('ZADD', running, unpack(leases, i, math.min(i + 999, #leases)))
+    redis.call('HSET', states, unpack(entries, i, math.min(i + 999, #leases)))
+  end
+  -- Should this answer get lost, its worker gives back what it does not know of.
+  redis.call('SET', prefix .. ':held:' .. worker, call .. ' ' .. table.concat(held, ' '), 'PX', lease_ms)
+end
+-- Neither broken statistics nor a silent channel may cost a job.
+for type, of in pairs(counts) do
+  for field, number in pairs(of) do
+    local name = string.match(field, '^w%d') and ':times:' or ':stats:'
+    redis.pcall('HINCRBY', prefix .. name .. type, field, number)
+  end
+end
+if gone > 0 then
+  redis.pcall('HINCRBY', queue, 'gone', gone)
+end
+if #ended > 0 then
+  local told = table.concat(ended, ' ')
+  redis.pcall('PUBLISH', prefix .. ':ended', told)
+  redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'left', told)
+end
+if #held > 0 then
+  redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'started', table.concat(held, ' '))
+end
+if woken and room <= 0 then -- what this worker has no room for is for another
+  redis.pcall('PUBLISH', prefix .. ':wake', '')
+end
+
+local next_ms = -1
+for _, key in ipairs({ delayed, running, flow_due }) do
+  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
+  if first then
+    local wait = math.max(0, tonumber(first) - now)
+    next_ms = next_ms < 0 and wait or math.min(next_ms, wait)
+  end
+end
+return { leased, next_ms, gone, redis.call('ZCARD', prefix .. ':parked') }

@@ -1,0 +1,114 @@
+"""Intake: jobs that are made in one turn of the event loop leave together, in one call of their queue."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from counterseal.core.background import end
+from counterseal.jobs.scripts import Queue
+from counterseal.store.wire import Argument
+
+AT_ONCE: Final = 250
+"""So many jobs one call of the script takes: more would keep everybody else waiting."""
+
+_MOST_BYTES: Final = 4 * 2**20
+_FIELDS: Final = 5
+
+
+class Parts:
+    """Makes the parts of job ids: 32 hex digits that sort by time, unlike those of any other process."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self._now_ms = now_ms
+        self._process = secrets.token_hex(6)
+        self._count = secrets.randbits(24)
+
+    def new(self) -> str:
+        """Another one. Nobody needs to guess it, so the process counts."""
+        self._count = (self._count + 1) & 0xFFFFFFFF
+        return f"{self._now_ms():012x}{self._process}{self._count:08x}"
+
+
+@dataclass(slots=True)
+class _Load:
+    """Jobs of one queue that leave together, and who waits for which of them."""
+
+    arguments: list[Argument] = field(default_factory=list[Argument])
+    waiting: list[tuple[asyncio.Future[list[str]], int]] = field(
+        default_factory=list[tuple[asyncio.Future[list[str]], int]]
+    )
+
+
+class Intake:
+    """Accepts jobs of one queue."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._load: _Load | None = None
+        self._size = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, job: Sequence[Argument], size: int) -> asyncio.Future[list[str]]:
+        """Accept one job, five arguments; the answer has one item. One round trip, shared with this turn's jobs."""
+        loop = asyncio.get_running_loop()
+        load = self._load
+        if load is None or len(load.waiting) >= AT_ONCE or self._size > _MOST_BYTES:
+            load = self._load = _Load()
+            self._size = 0
+            loop.call_soon(self._send, load)
+        load.arguments += job
+        self._size += size
+        future: asyncio.Future[list[str]] = loop.create_future()
+        load.waiting.append((future, 1))
+        return future
+
+    async def add_many(self, jobs: Sequence[Argument]) -> list[str]:
+        """Accept many jobs, five arguments each, in calls of 250 that leave together: one round trip.
+
+        Raises what the first failing call raised, once all have ended: others may have been accepted.
+        """
+        step = AT_ONCE * _FIELDS
+        calls = [self._queue.enqueue(jobs[first : first + step]) for first in range(0, len(jobs), step)]
+        answers: list[str] = []
+        failure: BaseException | None = None
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                failure = failure or outcome
+            else:
+                answers += outcome
+        if failure is not None:
+            raise failure
+        return answers
+
+    async def close(self) -> None:
+        """Let those that have left arrive, or fail. Safe to call twice."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=1)
+        await end(self._tasks)
+
+    def _send(self, load: _Load) -> None:
+        if self._load is load:
+            self._load = None
+        task = asyncio.get_running_loop().create_task(self._sent(load), name="counterseal: enqueue jobs")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _sent(self, load: _Load) -> None:
+        try:
+            answers = await self._queue.enqueue(load.arguments)
+        except BaseException as fault:
+            for future, _ in load.waiting:
+                if not future.done():
+                    future.set_exception(fault if isinstance(fault, Exception) else asyncio.CancelledError())
+            if not isinstance(fault, Exception):
+                raise
+            return
+        at = 0
+        for future, count in load.waiting:
+            if not future.done():
+                future.set_result(answers[at : at + count])
+            at += count

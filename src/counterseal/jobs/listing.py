@@ -1,0 +1,170 @@
+"""Listing: finds jobs by state, type, tag or error, without a scan of the keyspace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from counterseal.core.errors import CodecError
+from counterseal.jobs.job import Job, State, read_job, split_job_id
+from counterseal.jobs.scripts import Queue
+from counterseal.jobs.tally import queue_names
+from counterseal.store.base import Store
+from counterseal.store.keys import Keys
+from counterseal.store.wire import Reply, raised
+
+MOST: Final = 10_000
+"""So many jobs of one kind are looked at in a queue."""
+
+_PAGE: Final = 200
+_MOST_FLOWS: Final = 100
+
+
+class Listing:
+    """Looks into the queues of one namespace."""
+
+    def __init__(self, store: Store, *, keys: Keys) -> None:
+        self._store = store
+        self._keys = keys
+
+    async def find(
+        self,
+        *,
+        queue: str | None,
+        state: State | None,
+        kind: str | None,
+        tag: str | None,
+        parent: str | None,
+        limit: int,
+    ) -> list[Job]:
+        """Jobs that fit all that is given, at most `limit`. About a round trip for every 200 that are looked at."""
+
+        def fits(job: Job) -> bool:
+            return (
+                (state is None or job.state is state)
+                and (kind is None or job.type == kind)
+                and (parent is None or job.parent == parent)
+            )
+
+        found: list[Job] = []
+        for name in [queue] if queue else await queue_names(self._store, self._keys):
+            parts = await (self._tagged(name, tag) if tag is not None else self._parts(name, state))
+            found += await self._read(name, parts, fits, limit - len(found))
+            if len(found) >= limit:
+                break
+        return found
+
+    async def dead(self, *, queue: str | None, kind: str | None, error: str | None, limit: int) -> list[Job]:
+        """Dead letters and parked jobs, newest first within a queue."""
+        wanted = None if error is None else error.casefold()
+
+        def fits(job: Job) -> bool:
+            return (
+                (job.parked or job.state is State.FAILED)
+                and (kind is None or job.type == kind)
+                and (wanted is None or wanted in str(job.failure or "").casefold())
+            )
+
+        found: list[Job] = []
+        for name in [queue] if queue else await queue_names(self._store, self._keys):
+            prefix = self._keys.jobs_prefix(name)
+            parts = await self._ranges(
+                ("ZREVRANGE", f"{prefix}:dead", 0, MOST - 1), ("ZREVRANGE", f"{prefix}:parked", 0, MOST - 1)
+            )
+            found += await self._read(name, parts, fits, limit - len(found))
+            if len(found) >= limit:
+                break
+        return found
+
+    async def logs(self, identifier: str) -> list[tuple[int, str]]:
+        """The log of a job."""
+        ids = split_job_id(identifier)
+        if ids is None:
+            return []
+        key = f"{self._keys.jobs_prefix(ids[0])}:logs:{ids[1]}"
+        reply = await self._store.command("LRANGE", key, 0, -1)
+        try:
+            return [
+                msgspec.json.decode(line, type=tuple[int, str])
+                for line in (reply if isinstance(reply, list) else [])
+                if isinstance(line, bytes)
+            ]
+        except msgspec.MsgspecError as fault:
+            raise CodecError("the log of a job can't be read", key=key) from fault
+
+    async def _tagged(self, queue: str, tag: str) -> list[str]:
+        return await self._ranges(("ZREVRANGE", self._keys.jobs_tag(queue, tag), 0, MOST - 1))
+
+    async def _parts(self, queue: str, state: State | None) -> list[str]:
+        """Of the jobs that may be in a state; of all when there is none."""
+        prefix = self._keys.jobs_prefix(queue)
+        running = ("ZRANGE", f"{prefix}:running", 0, MOST - 1)
+        delayed = ("ZRANGE", f"{prefix}:delayed", 0, MOST - 1)
+        parked = ("ZREVRANGE", f"{prefix}:parked", 0, MOST - 1)
+        recent = ("LRANGE", f"{prefix}:recent", 0, MOST - 1)
+        dead = ("ZREVRANGE", f"{prefix}:dead", 0, MOST - 1)
+        by_state: dict[State, list[tuple[str, str, int, int]]] = {
+            State.RUNNING: [running],
+            State.SCHEDULED: [delayed],
+            State.RETRYING: [delayed, parked],
+            State.FAILED: [dead],
+            State.COMPLETED: [recent],
+            State.CANCELLED: [recent],
+        }
+        if state is not None and state in by_state:
+            return await self._ranges(*by_state[state])
+        lanes = await self._lanes(prefix)
+        if state is State.QUEUED:
+            return await self._ranges(*lanes)
+        return await self._ranges(running, *lanes, delayed, parked, dead, recent)
+
+    async def _lanes(self, prefix: str) -> list[tuple[str, str, int, int]]:
+        """How to read what is queued: the lanes without a flow, and those of the first hundred flows."""
+        rings = await self._store.pipeline(
+            [("LRANGE", f"{prefix}:ring:{priority}", 0, _MOST_FLOWS - 1) for priority in range(3)]
+        )
+        keys: list[str] = []
+        for priority, ring in enumerate(rings):
+            keys.append(f"{prefix}:ready:{priority}")
+            flows = raised(ring)
+            keys.extend(
+                f"{prefix}:lane:{priority}:{flow.decode()}"
+                for flow in (flows if isinstance(flows, list) else [])
+                if isinstance(flow, bytes) and flow
+            )
+        return [("LRANGE", key, 0, MOST - 1) for key in keys]
+
+    async def _ranges(self, *commands: Sequence[str | int]) -> list[str]:
+        """The members of lists and sorted sets, each once, in this order."""
+        parts: dict[str, None] = {}
+        for reply in await self._store.pipeline(commands):
+            members = raised(reply)
+            for member in members if isinstance(members, list) else []:
+                if isinstance(member, bytes):
+                    parts[member.decode()] = None
+        return list(parts)
+
+    async def _read(
+        self, queue: str, parts: Sequence[str], fits: Callable[[Job], bool], limit: int
+    ) -> list[Job]:
+        found: list[Job] = []
+        calls = Queue(self._store, self._keys, queue)
+        for first in range(0, len(parts), _PAGE):
+            page = parts[first : first + _PAGE]
+            for part, reply in zip(page, await calls.read(page), strict=True):
+                job = _readable(queue, part, reply)
+                if job is not None and fits(job):
+                    found.append(job)
+                    if len(found) >= limit:
+                        return found
+        return found
+
+
+def _readable(queue: str, part: str, reply: Reply) -> Job | None:
+    """A job; None also for one that can't be read, which must not hide the others."""
+    try:
+        return read_job(queue, part, reply)
+    except CodecError:
+        return None

@@ -1,0 +1,61 @@
+-- cancel: ends a job that has not begun, or asks the worker of one that runs to end it
+-- keys: queue
+-- args: prefix now_ms part reason keep_ms
+-- returns: `cancelled`, `asked` when it runs, the state of a job that has ended, or nil when there is none
+-- ttl: a record that ends here, with its logs, by keep_ms; rates 2 days; recent 30 days
+local prefix, now, part, reason, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local key, states = prefix .. ':job:' .. part, prefix .. ':state'
+
+local record = redis.call('GET', key)
+if not record then
+  return nil
+end
+local code, type, _, _, unique = string.match(record, '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n')
+if code ~= 'p' then
+  return ({ c = 'completed', f = 'failed', x = 'cancelled' })[code]
+end
+local entry = redis.call('HGET', states, part) or 'queued 0 0 0 0'
+local state, token, attempt, lost, ms = string.match(entry, '^(%a+) (%d+) (%d+) (%d+) (%d+)')
+if state == 'running' then
+  redis.call('HSET', prefix .. ':cancel', part, reason)
+  redis.pcall('PUBLISH', prefix .. ':control', part .. ' ' .. token .. ' ' .. reason)
+  return 'asked'
+end
+
+local stored = redis.call('HGET', KEYS[1], 'time')
+if stored and tonumber(stored) > now then
+  now = tonumber(stored)
+end
+local now_text = string.format('%.0f', now)
+-- Its place in a lane stays, and is passed over.
+redis.call('SET', key, 'x' .. string.sub(record, 2) .. '\n' .. token .. ' ' .. attempt .. ' ' .. lost .. ' '
+  .. (state == 'running' and ms or '0') .. ' ' .. now_text .. ' 0\n' .. reason, 'PX', keep_ms)
+redis.call('HDEL', states, part)
+redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_ms)
+redis.call('SREM', prefix .. ':logged', part)
+if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
+  redis.call('DEL', prefix .. ':unique:' .. unique)
+end
+local counted, woken = state, false
+if state == 'parked' then
+  redis.call('ZREM', prefix .. ':parked', part)
+  redis.call('ZREM', prefix .. ':parked:' .. type, part)
+  counted = 'retrying'
+elseif state == 'scheduled' or state == 'retrying' then
+  redis.call('ZREM', prefix .. ':delayed', part)
+  if state == 'retrying' then
+    redis.call('HINCRBY', KEYS[1], 'retrying', -1)
+    woken = true -- it may have held up a strict queue
+  end
+end
+-- Neither broken statistics nor a silent channel may keep a job alive.
+redis.pcall('HINCRBY', prefix .. ':stats:' .. type, counted, -1)
+redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'cancelled', 1)
+redis.pcall('LPUSH', prefix .. ':recent', part)
+redis.pcall('PEXPIRE', prefix .. ':recent', 2592000000)
+redis.pcall('PUBLISH', prefix .. ':ended', part .. ' cancelled')
+redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'left', part .. ' cancelled')
+if woken then
+  redis.pcall('PUBLISH', prefix .. ':wake', '')
+end
+return 'cancelled'

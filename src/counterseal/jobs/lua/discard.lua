@@ -1,0 +1,33 @@
+-- discard: takes dead letters off the list with their records; a parked job is cancelled
+-- keys: queue
+-- args: prefix now_ms reason keep_ms parts...
+-- returns: how many
+-- ttl: the record of a parked job by keep_ms
+local prefix, now, reason, keep_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local done = 0
+for i = 5, #ARGV do
+  local part = ARGV[i]
+  local key = prefix .. ':job:' .. part
+  if redis.call('ZREM', prefix .. ':dead', part) == 1 then
+    redis.call('DEL', key, prefix .. ':logs:' .. part, prefix .. ':progress:' .. part)
+    done = done + 1
+  elseif redis.call('ZREM', prefix .. ':parked', part) == 1 then
+    local record = redis.call('GET', key)
+    local type, unique = string.match(record or '', '^.([^\n]*)\n[^\n]*\n[^\n]*\n([^\n]*)\n')
+    if type then
+      local entry = string.match(redis.call('HGET', prefix .. ':state', part) or '', '^%a+ (%d+ %d+ %d+)') or '0 0 0'
+      redis.call('ZREM', prefix .. ':parked:' .. type, part)
+      redis.call('SET', key, 'x' .. string.sub(record, 2) .. '\n' .. entry .. ' 0 ' .. now .. ' 0\n' .. reason, 'PX', keep_ms)
+      redis.call('HDEL', prefix .. ':state', part)
+      redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_ms)
+      if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
+        redis.call('DEL', prefix .. ':unique:' .. unique)
+      end
+      redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'retrying', -1)
+      redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'cancelled', 1)
+      redis.pcall('PUBLISH', prefix .. ':ended', part .. ' cancelled')
+      done = done + 1
+    end
+  end
+end
+return done

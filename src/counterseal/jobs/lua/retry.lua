@@ -1,0 +1,73 @@
+-- retry: makes new jobs of dead letters and takes these off the list; parked jobs go back to their queue themselves
+-- keys: queue
+-- args: prefix now_ms keep_ms letters...
+-- returns: for each letter the part of the job that runs now, or '' when it is no dead letter any more
+-- ttl: the record of a letter that was retried by keep_ms
+-- A letter is two arguments: its part and the part of the new job. The new record has the old one's fields, and in its
+-- extra `retry_of`, `key` (the idempotency key) and neither `due` nor `dedup`.
+local prefix, now, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local states = prefix .. ':state'
+local HEAD = '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)'
+
+local stored = redis.call('HGET', KEYS[1], 'time')
+if stored and tonumber(stored) > now then
+  now = tonumber(stored)
+end
+local now_text = string.format('%.0f', now)
+
+local function push(priority, flow, part)
+  if flow == '' then
+    if redis.call('RPUSH', prefix .. ':ready:' .. priority, part) == 1 then
+      redis.call('RPUSH', prefix .. ':ring:' .. priority, '')
+    end
+    return
+  end
+  redis.call('RPUSH', prefix .. ':lane:' .. priority .. ':' .. flow, part)
+  local key = prefix .. ':flow:' .. flow
+  redis.call('PERSIST', key)
+  local member, stalled = unpack(redis.call('HMGET', key, 'in' .. priority, 'stalled'))
+  if not member and not stalled then
+    redis.call('HSET', key, 'in' .. priority, 1)
+    redis.call('RPUSH', prefix .. ':ring:' .. priority, flow)
+  end
+end
+
+local answers, began = {}, {}
+for i = 4, #ARGV, 2 do
+  local part, new = ARGV[i], ARGV[i + 1]
+  local record = redis.call('GET', prefix .. ':job:' .. part)
+  local code, type, priority, flow, _, _, extra, args = string.match(record or '', HEAD)
+  local answer = ''
+  if code == 'f' and redis.call('ZREM', prefix .. ':dead', part) == 1 then
+    local options = extra == '' and {} or cjson.decode(extra)
+    options.retry_of, options.key = part, options.key or part
+    options.due, options.dedup, options.unique, options.given = nil, nil, nil, nil
+    if options.flow then
+      redis.call('HSET', prefix .. ':flow:' .. flow, 'parallelism', options.flow[2], 'rate', options.flow[3],
+        'period_ms', options.flow[4])
+    end
+    redis.call('SET', prefix .. ':job:' .. new, 'p' .. type .. '\n' .. priority .. '\n' .. flow .. '\n\n' .. now_text .. '\n'
+      .. cjson.encode(options) .. '\n' .. args)
+    push(priority, flow, new)
+    redis.call('PEXPIRE', prefix .. ':job:' .. part, keep_ms)
+    redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'queued', 1)
+    answer = new
+  elseif code == 'p' and redis.call('ZREM', prefix .. ':parked', part) == 1 then
+    redis.call('ZREM', prefix .. ':parked:' .. type, part)
+    local token, attempt, lost = string.match(redis.call('HGET', states, part) or 'parked 0 0 0', '^%a+ (%d+) (%d+) (%d+)')
+    redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text)
+    push(priority, flow, part)
+    redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'retrying', -1)
+    redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'queued', 1)
+    answer = part
+  end
+  if answer ~= '' then
+    began[#began + 1] = answer
+  end
+  answers[#answers + 1] = answer
+end
+if #began > 0 then
+  redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'enqueued', table.concat(began, ' '))
+  redis.pcall('PUBLISH', prefix .. ':wake', '')
+end
+return answers

@@ -1,0 +1,159 @@
+"""Watch: what becomes of jobs, live."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from counterseal.core.background import end, wait_for_event
+from counterseal.core.errors import CodecError
+from counterseal.jobs.job import Job, Progress, job_id, moment, split_job_id
+from counterseal.store.base import Gap, Message, Store
+from counterseal.store.keys import Keys
+
+_LOOK_AGAIN_S: Final = 1.0  # should a message get lost; the message itself comes within a millisecond
+_BLOCK_MS: Final = 5_000
+_POLL_S: Final = 1.0
+_PAGE: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class JobUpdate:
+    """Something that a job told: a progress, or a line of its log, or its end with the job as it is then.
+
+    After a lost connection the first update tells of the job as it stands, so nothing of its state is missed.
+    """
+
+    progress: Progress | None = None
+    line: str | None = None
+    job: Job | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """Something that became of a job.
+
+    `what` is `enqueued`, `started`, `completed`, `failed`, `cancelled`, `retrying`, `parked`, or `queued` for one that
+    its worker gave back.
+    """
+
+    position: str
+    """What `since` takes to go on after the events of the same moment."""
+    id: str
+    what: str
+    at: datetime
+
+
+class Watch:
+    """Follows jobs. `read` reads one by its id."""
+
+    def __init__(self, store: Store, *, keys: Keys, read: Callable[[str], Awaitable[Job | None]]) -> None:
+        self._store = store
+        self._keys = keys
+        self._read = read
+
+    async def wait(self, identifier: str, timeout: timedelta) -> Job | None:
+        """A job when it has ended, or as it is when the time is over."""
+        ids = split_job_id(identifier)
+        if ids is None:
+            return None
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout / timedelta(seconds=1)
+        channel = f"{self._keys.jobs_prefix(ids[0])}:ended"
+        async with self._store.subscribe(channel) as messages:
+            told = asyncio.Event()
+            listening = asyncio.create_task(
+                _tell(told, messages, ids[1].encode()), name="counterseal: wait for a job"
+            )
+            try:
+                while True:
+                    told.clear()
+                    job = await self._read(identifier)
+                    left = deadline - loop.time()
+                    if job is None or job.state.terminal or left <= 0:
+                        return job
+                    await wait_for_event(told, min(left, _LOOK_AGAIN_S))
+            finally:
+                await end((listening,))
+
+    async def updates(self, identifier: str) -> AsyncIterator[JobUpdate]:
+        """What a job tells, until it has ended. Nothing when there is none."""
+        ids = split_job_id(identifier)
+        if ids is None:
+            return
+        live, part = self._keys.jobs_live(*ids), ids[1].encode()
+        async with self._store.subscribe(live, f"{self._keys.jobs_prefix(ids[0])}:ended") as messages:
+            job = await self._read(identifier)
+            if job is None:
+                return
+            yield JobUpdate(progress=job.progress, job=job)
+            if job.state.terminal:
+                return
+            async for message in messages:
+                update = None if isinstance(message, Gap) else _update(message, live)
+                if update is not None:
+                    yield update
+                elif isinstance(message, Gap) or part in message.data.split():
+                    job = await self._read(identifier)
+                    if job is None:
+                        return
+                    yield JobUpdate(progress=job.progress, job=job)
+                    if job.state.terminal:
+                        return
+
+    async def events(self, queue: str, since: str) -> AsyncIterator[JobEvent]:
+        """The events of a queue after a position."""
+        key = f"{self._keys.jobs_prefix(queue)}:events"
+        after = since
+        if after == "$":
+            last: Any = await self._store.command("XREVRANGE", key, "+", "-", "COUNT", 1)
+            after = str(last[0][0].decode()) if last else "0"
+        while True:
+            reply: Any = await self._store.command("XRANGE", key, f"({after}", "+", "COUNT", _PAGE)
+            if not reply:
+                if self._store.kind == "rest":
+                    await asyncio.sleep(_POLL_S)
+                else:
+                    await self._store.block(
+                        "XREAD", "COUNT", 1, "BLOCK", _BLOCK_MS, "STREAMS", key, after,
+                        timeout=timedelta(milliseconds=2 * _BLOCK_MS),
+                    )  # fmt: skip
+                continue
+            for entry in reply:
+                after = str(entry[0].decode())
+                for event in _events(queue, after, entry[1]):
+                    yield event
+
+
+async def _tell(told: asyncio.Event, messages: AsyncIterator[Message | Gap], part: bytes) -> None:
+    async for message in messages:
+        if isinstance(message, Gap) or part in message.data:
+            told.set()
+
+
+def _update(message: Message, live: str) -> JobUpdate | None:
+    if message.channel != live:
+        return None
+    try:
+        if message.data[:1] == b"p":
+            share, text, at_ms = msgspec.json.decode(message.data[1:], type=tuple[float, str, int])
+            return JobUpdate(progress=Progress(share, text, moment(at_ms)))
+        return JobUpdate(line=msgspec.json.decode(message.data[1:], type=tuple[int, str])[1])
+    except msgspec.MsgspecError as fault:
+        raise CodecError("what a job told can't be read", key=live) from fault
+
+
+def _events(queue: str, position: str, fields: Any) -> list[JobEvent]:
+    at = datetime.fromtimestamp(int(position.partition("-")[0]) / 1000, UTC)
+    what, words = fields[0].decode(), fields[1].decode().split()
+    if what == "enqueued":
+        return [JobEvent(position, job_id(queue, part), what, at) for part in words]
+    pairs = zip(words[::2], words[1::2], strict=True)
+    if what == "started":
+        return [JobEvent(position, job_id(queue, part), what, at) for part, _ in pairs]
+    return [JobEvent(position, job_id(queue, part), outcome, at) for part, outcome in pairs]
