@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from counterseal.core.errors import StoreUnavailable
 from counterseal.database.tables import users
 from counterseal.sessions import Context, SessionReuseDetected
 from counterseal.sessions.session import Created, Reason, Rotated
@@ -29,6 +31,7 @@ from support.session_faults import (
 )
 from support.sessions import Pause, Process
 from support.stores import travel
+from support.waiting import eventually
 
 DUE = timedelta(seconds=61)
 """After so long a copy is checked, and a use noted."""
@@ -45,6 +48,13 @@ async def apps(valkey: Server, place: Place) -> AsyncIterator[list[Process]]:
     """Two processes on the same databases."""
     async with processes(valkey, place) as apps:
         yield apps
+
+
+async def believes_redis(app: Process) -> bool:
+    """Whether what a process has missed of Redis is made good."""
+    with suppress(StoreUnavailable):
+        await app.sessions._lookup.trust()
+    return not app.sessions._backing.outage.lasts
 
 
 # -- a reader that was stopped ---------------------------------------------------------------------------------------
@@ -159,6 +169,8 @@ async def test_who_was_stopped_before_writing_brings_no_ended_session_back(
 ) -> None:
     for ending in ENDINGS:
         made = await apps[0].log_in(ending.__name__)
+        for app in apps:
+            await eventually(lambda app=app: believes_redis(app))  # else a reader asks the database alone
         stop, call = reader(apps, valkey, made)
         stopped = asyncio.create_task(call)
         await stop.reached()

@@ -88,8 +88,15 @@ async def removable(databases: Databases, folder: Path) -> AsyncIterator[Removab
         yield Removable(replace(place, url=url), place, relay)
 
 
+_BESIDE = "counterseal: "
+"""How the names of tasks in the background begin."""
+
+
 class PauseAfter:
-    """Stops the first that leaves a transaction of a database: `PauseAfter(database, "read")`."""
+    """Stops the first that leaves a transaction of a database: `PauseAfter(database, "read")`.
+
+    What is done beside it, as the relay of the outbox, is not stopped.
+    """
 
     def __init__(self, database: Database, name: str) -> None:
         self._reached = asyncio.Event()
@@ -100,7 +107,8 @@ class PauseAfter:
         async def paused() -> AsyncGenerator[AsyncConnection]:
             async with original() as connection:
                 yield connection
-            if not self._reached.is_set():
+            task = asyncio.current_task()
+            if not self._reached.is_set() and task is not None and not task.get_name().startswith(_BESIDE):
                 self._reached.set()
                 async with asyncio.timeout(30):
                     await self._released.wait()
