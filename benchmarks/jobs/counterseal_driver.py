@@ -27,7 +27,7 @@ async def job(context: JobContext, payload: str) -> None:
 async def _opened(url: str) -> AsyncGenerator[Counterseal]:
     with tempfile.TemporaryDirectory(prefix="counterseal-bench-", dir=_MEMORY) as folder:
         settings = Settings.load({"REDIS_URL": url, "COUNTERSEAL_DATA_DIR": folder})
-        async with Counterseal.open(settings) as seal:
+        async with Counterseal.open(settings, tasks=[job]) as seal:
             yield seal
 
 
@@ -49,7 +49,7 @@ async def opened(url: str, concurrency: int) -> AsyncGenerator[Queue]:
 
 
 async def work(url: str) -> None:
-    async with _opened(url) as seal, seal.worker(tasks=[job], concurrency=_CONCURRENCY):
+    async with _opened(url) as seal, seal.worker(concurrency=_CONCURRENCY):
         await asyncio.Event().wait()
 
 
