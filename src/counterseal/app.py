@@ -26,8 +26,12 @@ from counterseal.database.engine import Database
 from counterseal.database.outbox import Outbox
 from counterseal.health import Health, Probes
 from counterseal.jobs.context import JobContext
+from counterseal.jobs.cron import Cron
 from counterseal.jobs.options import Priority
 from counterseal.jobs.run import Middleware
+from counterseal.jobs.schedule import Schedule
+from counterseal.jobs.scheduler import Scheduler
+from counterseal.jobs.schedules import APPLICATION, PRODUCT, Schedules
 from counterseal.jobs.service import OUTBOX_KIND, Jobs
 from counterseal.jobs.task import DEFAULT_QUEUE, Task, task
 from counterseal.jobs.types import CLEANUP_EXPIRED
@@ -41,6 +45,9 @@ from counterseal.store.open import open_store
 _T = TypeVar("_T")
 
 _CLEAN_EVERY_S: Final = 600.0
+_OWN_SCHEDULES: Final = (
+    Schedule(id=CLEANUP_EXPIRED, type=CLEANUP_EXPIRED, when=Cron("H * * * *"), grace=timedelta(minutes=5)),
+)
 _CLEAN_AT_ONCE: Final = 1000
 
 
@@ -52,6 +59,9 @@ class Counterseal:
     one of the same name. `elsewhere` counts for a limiter, by its name, while Redis does not answer. `listeners` are
     told of events, by their class: `{SessionRevoked: [tell_somebody]}`.
 
+    `schedules` are those that the code declares: what it declared before and does no longer is removed from the store
+    when a scheduler starts. None declares nothing, and leaves those of the application as they are.
+
     Raises `ConfigurationError` with a sentence for every fault: settings that do not fit together, a URL that is not
     understood, a lifetime of a kind that nobody declared.
     """
@@ -61,6 +71,7 @@ class Counterseal:
         settings: Settings,
         *,
         tasks: Iterable[Task[Any, Any]] = (),
+        schedules: Iterable[Schedule] | None = None,
         kinds: Iterable[Kind[Any]] = (),
         limits: Iterable[Policy] = (),
         elsewhere: Mapping[str, Elsewhere] | None = None,
@@ -116,6 +127,7 @@ class Counterseal:
         self.jobs = Jobs(
             store, keys=keys, tasks=self._own_tasks(tasks), max_payload=settings.jobs.max_payload
         )
+        self.schedules = Schedules(store, keys=keys, jobs=self.jobs, code=_code(schedules))
         self.outbox = Outbox(
             database, now_ms=store.now_ms, handlers={**self.sessions.handlers, OUTBOX_KIND: self.jobs.relay}
         )
@@ -142,6 +154,7 @@ class Counterseal:
         settings: Settings | None = None,
         *,
         tasks: Iterable[Task[Any, Any]] = (),
+        schedules: Iterable[Schedule] | None = None,
         kinds: Iterable[Kind[Any]] = (),
         limits: Iterable[Policy] = (),
         elsewhere: Mapping[str, Elsewhere] | None = None,
@@ -152,7 +165,15 @@ class Counterseal:
         Raises `ConfigurationError` with a sentence for every fault of the settings.
         """
         chosen = settings if settings is not None else Settings.load()
-        return cls(chosen, tasks=tasks, kinds=kinds, limits=limits, elsewhere=elsewhere, listeners=listeners)
+        return cls(
+            chosen,
+            tasks=tasks,
+            schedules=schedules,
+            kinds=kinds,
+            limits=limits,
+            elsewhere=elsewhere,
+            listeners=listeners,
+        )
 
     def worker(
         self,
@@ -177,6 +198,13 @@ class Counterseal:
             grace=self.settings.web.grace / 2,
             middleware=middleware,
         )
+
+    def scheduler(self) -> Scheduler:
+        """Makes the jobs of the schedules, to be used as `async with` inside this one.
+
+        Any number of processes may have one: each tick makes one job. At least one must, beside the workers.
+        """
+        return Scheduler(self.store, keys=self._keys, schedules=self.schedules)
 
     async def __aenter__(self) -> Self:
         """Read the keys, connect to Redis, then to the database. When one fails, what was opened is closed again.
@@ -216,7 +244,10 @@ class Counterseal:
             pass
 
     async def _clean_up(self) -> None:
-        """Remove what has expired, every ten minutes. Processes do it in turn, or at once: it does no harm."""
+        """Remove what has expired, every ten minutes. Processes do it in turn, or at once: it does no harm.
+
+        Besides the schedule, for programs that run neither a scheduler nor a worker, and for the time without Redis.
+        """
         while True:
             await asyncio.sleep(_CLEAN_EVERY_S * random.uniform(0.5, 1))  # noqa: S311 - spreads load, hides nothing
             with suppress(DatabaseError):  # it is told of where somebody waits for it
@@ -251,6 +282,15 @@ def _keyring(settings: Settings) -> Keyring:
     """The keys of the settings; in development those of a file, which is made when there is none."""
     file = None if settings.environment is Environment.PRODUCTION else settings.data_dir / "secrets"
     return Keyring(settings.secret_keys, file=file)
+
+
+def _code(schedules: Iterable[Schedule] | None) -> dict[str, tuple[Schedule, ...]]:
+    """What the code declares, by source. An application may have one of its own in place of one of this release."""
+    if schedules is None:
+        return {PRODUCT: _OWN_SCHEDULES}
+    given = tuple(schedules)
+    ids = {schedule.id for schedule in given}
+    return {PRODUCT: tuple(own for own in _OWN_SCHEDULES if own.id not in ids), APPLICATION: given}
 
 
 def _made(faults: list[str], make: Callable[[], _T]) -> _T | None:

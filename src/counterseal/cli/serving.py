@@ -135,6 +135,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             Counterseal.open(settings) as seal,
             open_redis_rest(seal.store, settings) as rest,
             seal.worker(),
+            seal.scheduler(),
         ):
             server = _Server(_web_configuration(create_app(seal, rest=rest), settings))
 

@@ -50,7 +50,8 @@ class Origin(StrEnum):
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """A job that is enqueued at moments: `Schedule(id="reports", type="report", when=Cron("H 6 * * *"))`.
 
-    `args` is the JSON text of the arguments, `options` those of the job. `spread` delays every tick by a hash of the
+    `args` is the JSON text of the arguments and `schema` their version, 0 for the one that the task has when the
+    schedule is stored; `options` are those of the job. `spread` delays every tick by a hash of the
     id, by less than that long: for many schedules that would all start at the full hour. A tick that is late by at most
     `grace` runs as if it were on time; `missed` says what becomes of later ones, and of those only the ones not older
     than `made_up` (None: whatever their age) are looked at. Nothing is made up for the time in which a schedule is
@@ -63,6 +64,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     when: When
     args: str = "{}"
+    schema: int = 0
     options: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
     spread: timedelta = NONE
     missed: Missed = Missed.ONCE
@@ -79,6 +81,10 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
             )
         if not self.type or not isinstance(cast("object", self.type), str):
             raise ConfigurationError(f"schedule.type: expected the name of a task; came: {self.type!r}")
+        if type(cast("object", self.schema)) is not int or self.schema < 0:
+            raise ConfigurationError(
+                f"schedule.schema: expected a whole number from 0 on; came: {self.schema!r}"
+            )
         when = cast("object", self.when)
         if not isinstance(when, (Cron, Every)):
             raise ConfigurationError(

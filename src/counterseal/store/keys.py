@@ -33,6 +33,8 @@
 | `<ns>:jobs:{<queue>}:stats:<type>` | hash | none: one per type, a handful of counters that must stay right for ever | jobs by state |
 | `<ns>:jobs:{<queue>}:times:<type>` | hash | none: one per type, at most some thousand buckets | histograms of waiting and run times |
 | `<ns>:jobs:{<queue>}:rate:<hour>` | hash | 2 days | jobs that ended, by minute, type and outcome |
+| `<ns>:jobs:{schedules}:schedules` | hash | none: configuration, which stays until the code or somebody removes it | the schedules by their ids, and by `:<source>` which set of a code stands |
+| `<ns>:jobs:{schedules}:next` | sorted set | none: one entry for each schedule that is not paused | the schedules by when they are due |
 | `<ns>:jobs:queues` | set | none: a handful of names | the queues that there are |
 | `<ns>:analytics:{<day>}:counters` | hash | 40 days | the day's counters, overall and by domain |
 | `<ns>:analytics:{<day>}:endpoints` | hash | 40 days | the day's calls, failures and time per endpoint |
@@ -52,7 +54,8 @@
 
 Channels: `<ns>:jobs:{<queue>}:wake` tells idle workers that jobs are ready, `<ns>:jobs:{<queue>}:control` tells workers
 which running jobs shall end, `<ns>:jobs:{<queue>}:ended` tells of jobs that have ended and how, and
-`<ns>:jobs:{<queue>}:live:<part>` of the progress and the log of one; `<ns>:cache:loaded` tells the key of a value that somebody waits for, and
+`<ns>:jobs:{<queue>}:live:<part>` of the progress and the log of one; `<ns>:jobs:{schedules}:changed` tells schedulers
+that schedules have changed; `<ns>:cache:loaded` tells the key of a value that somebody waits for, and
 `<ns>:cache:changed` the keys of the cache that have changed, for kinds that are also kept in the memory of processes.
 `<ns>:live:{<name>}:changed` tells the new version of a live hash, and `<ns>:ratelimit:lifted` the limiter and the
 identifier of what was given back or forgotten. `<ns>:sessions:ended` tells of sessions that have ended.
@@ -74,6 +77,7 @@ RATE_LIMIT_COUNTS_TTL = timedelta(days=8)
 
 WITHOUT_TTL = (
     r"[^:]+:jobs:queues",
+    r"[^:]+:jobs:\{schedules\}:(schedules|next)",
     r"[^:]+:jobs:\{[^}]+\}:(queue|state|flowdue|delayed|running|cancel|parked|dead|logged|events|types)",
     r"[^:]+:jobs:\{[^}]+\}:(job|ready|ring|flow|parked|stats|times):[^:]+",
     r"[^:]+:jobs:\{[^}]+\}:lane:[^:]+:[^:]+",
@@ -141,6 +145,15 @@ class Keys:
 
     def jobs_queues(self) -> str:
         return f"{self.namespace}:jobs:queues"
+
+    def schedules(self) -> str:
+        return f"{self.jobs_prefix('schedules')}:schedules"
+
+    def schedules_next(self) -> str:
+        return f"{self.jobs_prefix('schedules')}:next"
+
+    def schedules_changed(self) -> str:
+        return f"{self.jobs_prefix('schedules')}:changed"
 
     def jobs_live(self, queue: str, part: str) -> str:
         return f"{self.jobs_prefix(queue)}:live:{part}"
