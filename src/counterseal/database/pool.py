@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
+
+logging.getLogger(f"{__name__}.Pool").setLevel(logging.WARNING)  # what SQLAlchemy tells of pools is not for people
 
 
 class Pool(AsyncAdaptedQueuePool):

@@ -35,12 +35,16 @@ class Parts:
 
 @dataclass(slots=True)
 class _Load:
-    """Jobs of one queue that leave together, and who waits for which of them."""
+    """Jobs of one queue that leave together, and who waits for which of them, in order."""
 
-    arguments: list[Argument] = field(default_factory=list[Argument])
-    waiting: list[tuple[asyncio.Future[list[str]], int]] = field(
-        default_factory=list[tuple[asyncio.Future[list[str]], int]]
-    )
+    arguments: list[Argument]
+    size: int
+    waiting: list[asyncio.Future[str]] = field(default_factory=list[asyncio.Future[str]])
+
+    @property
+    def full(self) -> bool:
+        """Whether the next job begins another one."""
+        return len(self.waiting) >= AT_ONCE or self.size > _MOST_BYTES
 
 
 class Intake:
@@ -49,22 +53,34 @@ class Intake:
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
         self._load: _Load | None = None
-        self._size = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, job: Sequence[Argument], size: int) -> asyncio.Future[list[str]]:
-        """Accept one job, five arguments; the answer has one item. One round trip, shared with this turn's jobs."""
-        loop = asyncio.get_running_loop()
+    async def add(self, job: Sequence[Argument], size: int) -> str:
+        """Accept one job, five arguments: '' or the part that was there. One round trip, shared with this turn's jobs.
+
+        Who comes first in a turn waits for its end; when nobody else came it goes by itself.
+        """
         load = self._load
-        if load is None or len(load.waiting) >= AT_ONCE or self._size > _MOST_BYTES:
-            load = self._load = _Load()
-            self._size = 0
-            loop.call_soon(self._send, load)
-        load.arguments += job
-        self._size += size
-        future: asyncio.Future[list[str]] = loop.create_future()
-        load.waiting.append((future, 1))
-        return future
+        if load is not None and not load.full:
+            load.arguments += job
+            load.size += size
+            return await _place(load)
+        load = self._load = _Load(list(job), size)
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            del load.arguments[:_FIELDS]
+            self._close(load)
+            if load.waiting:
+                self._send(load)
+            raise
+        self._close(load)
+        if not load.waiting:
+            return (await self._queue.enqueue(load.arguments))[0]
+        first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        load.waiting.insert(0, first)
+        self._send(load)
+        return await first
 
     async def add_many(self, jobs: Sequence[Argument]) -> list[str]:
         """Accept many jobs, five arguments each, in calls of 250 that leave together: one round trip.
@@ -90,9 +106,13 @@ class Intake:
             await asyncio.wait(set(self._tasks), timeout=1)
         await end(self._tasks)
 
-    def _send(self, load: _Load) -> None:
+    def _close(self, load: _Load) -> None:
+        """Let nobody join it any more."""
         if self._load is load:
             self._load = None
+
+    def _send(self, load: _Load) -> None:
+        # In a task of its own, so that the cancellation of one takes the job of nobody else along.
         task = asyncio.get_running_loop().create_task(self._sent(load), name="counterseal: enqueue jobs")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -101,14 +121,18 @@ class Intake:
         try:
             answers = await self._queue.enqueue(load.arguments)
         except BaseException as fault:
-            for future, _ in load.waiting:
+            for future in load.waiting:
                 if not future.done():
                     future.set_exception(fault if isinstance(fault, Exception) else asyncio.CancelledError())
             if not isinstance(fault, Exception):
                 raise
             return
-        at = 0
-        for future, count in load.waiting:
+        for future, answer in zip(load.waiting, answers, strict=True):
             if not future.done():
-                future.set_result(answers[at : at + count])
-            at += count
+                future.set_result(answer)
+
+
+def _place(load: _Load) -> asyncio.Future[str]:
+    future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    load.waiting.append(future)
+    return future

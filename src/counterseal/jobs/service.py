@@ -357,7 +357,7 @@ class Jobs:
     async def _add(self, kind: str, options: Options, args: bytes, task: Task[Any, Any] | None) -> Enqueued:
         queue, part, job, size = self._job(kind, options, args, task)
         intake = self._intakes.get(queue) or await self._intake(queue)
-        return _enqueued(queue, part, (await intake.add(job, size))[0])
+        return _enqueued(queue, part, await intake.add(job, size))
 
     def _job(
         self, kind: str, options: Options, args: bytes, task: Task[Any, Any] | None

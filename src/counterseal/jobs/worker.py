@@ -139,6 +139,7 @@ class Worker:
         self._closing = False
         self._average_s = 1.0
         self._stale: asyncio.TimerHandle | None = None
+        self._ends = 0
 
     @property
     def running(self) -> int:
@@ -313,12 +314,12 @@ class Worker:
                 self._run(source, source.ahead.popleft())
                 free -= 1
         if self._stale is None and any(source.ahead for source in self._sources):
-            self._stale = asyncio.get_running_loop().call_later(_STALE_S, self._return_stale)
+            self._stale = asyncio.get_running_loop().call_later(_STALE_S, self._return_stale, self._ends)
 
-    def _return_stale(self) -> None:
-        """Give back what has waited behind jobs that take longer than expected."""
+    def _return_stale(self, ends: int) -> None:
+        """Give back what has waited behind jobs that take longer than expected: none has ended meanwhile."""
         self._stale = None
-        if self.running >= self._concurrency:
+        if self.running >= self._concurrency and ends == self._ends:
             for source in self._sources:
                 self._give_back(source)
         elif any(source.ahead for source in self._sources):
@@ -349,6 +350,7 @@ class Worker:
     def _ended(self, source: _Source, run: Run) -> None:
         if source.running.get(run.leased.part) is run:
             del source.running[run.leased.part]
+        self._ends += 1
         self._average_s += (run.seconds - self._average_s) * 0.2
         if run.result is not None:
             source.results.append(run.result)

@@ -17,7 +17,8 @@ for i = 5, #ARGV do
     if type then
       local entry = string.match(redis.call('HGET', prefix .. ':state', part) or '', '^%a+ (%d+ %d+ %d+)') or '0 0 0'
       redis.call('ZREM', prefix .. ':parked:' .. type, part)
-      redis.call('SET', key, 'x' .. string.sub(record, 2) .. '\n' .. entry .. ' 0 ' .. now .. ' 0\n' .. reason, 'PX', keep_ms)
+      local tail = '\n' .. entry .. ' 0 ' .. now .. ' 0\n' .. reason
+      redis.call('SET', key, 'x' .. string.sub(record, 2) .. tail, 'PX', keep_ms)
       redis.call('HDEL', prefix .. ':state', part)
       redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_ms)
       if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then

@@ -121,10 +121,9 @@ for _, lane in pairs(lanes) do
 end
 -- Neither broken statistics nor a silent channel may cost a job: a worker finds it by itself, a little later.
 for type, of in pairs(counts) do
-  redis.pcall('SADD', prefix .. ':types', type)
   for field, number in pairs(of) do
-    if number > 0 then
-      redis.pcall('HINCRBY', prefix .. ':stats:' .. type, field, number)
+    if number > 0 and redis.pcall('HINCRBY', prefix .. ':stats:' .. type, field, number) == number then
+      redis.pcall('SADD', prefix .. ':types', type) -- it may be the first one
     end
   end
 end

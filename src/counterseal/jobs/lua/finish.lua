@@ -62,10 +62,11 @@ for i = 3, #ARGV, 6 do
 end
 local records, entries = redis.call('MGET', unpack(names)), redis.call('HMGET', states, unpack(parts))
 
-local answers, removed, cleared, told, changes, recent, throughput, seen = {}, {}, {}, {}, {}, {}, {}, {}
+local answers, removed, cleared, told, changes, recent, seen = {}, {}, {}, {}, {}, {}, {}
+local of_type, of
 for n = 1, #parts do
   local i = n * 6 - 3
-  local part, token, outcome, ms, run_us, text = parts[n], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
+  local part, token, outcome, ms, run_us, text = unpack(ARGV, i, i + 5)
   local record = records[n]
   local state, current, attempt, lost, started = string.match(entries[n] or '', ENTRY)
   if not record or current ~= token or state ~= 'running' or seen[part] then
@@ -76,14 +77,14 @@ for n = 1, #parts do
     answers[n] = again and 1 or 0
   else
     answers[n] = 1
-    removed[#removed + 1] = part
-    changes[#changes + 1] = part .. ' ' .. outcome
     seen[part] = true
+    removed[#removed + 1] = part
+    changes[#changes + 1] = part
+    changes[#changes + 1] = outcome
     local _, type, priority, flow, unique = string.match(record, HEAD)
-    local of = counts[type]
-    if not of then
-      of = {}
-      counts[type] = of
+    if type ~= of_type then
+      counts[type] = counts[type] or {}
+      of_type, of = type, counts[type]
     end
     of.running = (of.running or 0) - 1
     if flow ~= '' then
@@ -106,9 +107,8 @@ for n = 1, #parts do
         redis.call('DEL', prefix .. ':unique:' .. unique)
       end
       of[outcome] = (of[outcome] or 0) + 1
-      local name = type .. ':' .. outcome
-      throughput[name] = (throughput[name] or 0) + 1
-      told[#told + 1] = changes[#changes]
+      told[#told + 1] = part
+      told[#told + 1] = outcome
       recent[#recent + 1] = part
     elseif outcome == 'queued' then
       redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. (attempt - 1) .. ' ' .. lost .. ' ' .. now_text)
@@ -124,14 +124,16 @@ for n = 1, #parts do
       woken = true
     elseif outcome == 'retrying' then
       local due = whole(now + tonumber(ms))
-      redis.call('HSET', states, part, 'retrying ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. due .. '\n' .. text)
+      local tail = ' ' .. lost .. ' ' .. due .. '\n' .. text
+      redis.call('HSET', states, part, 'retrying ' .. token .. ' ' .. attempt .. tail)
       redis.call('ZADD', prefix .. ':delayed', due, part)
       redis.call('HINCRBY', queue, 'retrying', 1)
       of.retrying = (of.retrying or 0) + 1
       of.failures = (of.failures or 0) + 1
       woken = true -- somebody has to wake up in time
     else -- parked
-      redis.call('HSET', states, part, 'parked ' .. token .. ' ' .. (attempt - 1) .. ' ' .. lost .. ' ' .. now_text .. '\n' .. text)
+      local tail = ' ' .. lost .. ' ' .. now_text .. '\n' .. text
+      redis.call('HSET', states, part, 'parked ' .. token .. ' ' .. (attempt - 1) .. tail)
       redis.call('ZADD', prefix .. ':parked', now_text, part)
       redis.call('ZADD', prefix .. ':parked:' .. type, ms, part)
       of.retrying = (of.retrying or 0) + 1
@@ -147,7 +149,8 @@ if #cleared > 0 then
   if redis.call('EXISTS', cancels) == 1 then
     redis.call('HDEL', cancels, unpack(cleared))
   end
-  local logged = redis.call('EXISTS', prefix .. ':logged') == 1 and redis.call('SMISMEMBER', prefix .. ':logged', unpack(cleared))
+  local with_logs = prefix .. ':logged'
+  local logged = redis.call('EXISTS', with_logs) == 1 and redis.call('SMISMEMBER', with_logs, unpack(cleared))
   if logged then
     for n = 1, #cleared do
       if logged[n] == 1 then
@@ -158,8 +161,8 @@ if #cleared > 0 then
   end
 end
 -- Neither broken statistics nor a silent channel may cost a result.
-for type, of in pairs(counts) do
-  for field, number in pairs(of) do
+for type, of_type_now in pairs(counts) do
+  for field, number in pairs(of_type_now) do
     local name = string.match(field, '^r%d') and ':times:' or ':stats:'
     redis.pcall('HINCRBY', prefix .. name .. type, field, number)
   end
@@ -167,8 +170,12 @@ end
 if #recent > 0 then
   local hour = prefix .. ':rate:' .. math.floor(now / 3600000)
   local minute = math.floor(now / 60000) % 60
-  for name, number in pairs(throughput) do
-    redis.pcall('HINCRBY', hour, minute .. ':' .. name, number)
+  for type, of_ended in pairs(counts) do
+    for outcome in pairs(CODES) do
+      if of_ended[outcome] then
+        redis.pcall('HINCRBY', hour, minute .. ':' .. type .. ':' .. outcome, of_ended[outcome])
+      end
+    end
   end
   redis.pcall('PEXPIRE', hour, 172800000, 'NX')
   redis.pcall('LPUSH', prefix .. ':recent', unpack(recent))

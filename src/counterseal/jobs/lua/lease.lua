@@ -2,7 +2,8 @@
 -- keys: queue
 -- args: prefix now_ms lease_ms room worker call most_lost lost_error keep_dead_ms
 -- returns: a list of leased jobs, the milliseconds until something is due (-1 when nothing is), the number of
---   records that were gone, and that of parked jobs. A job is part, state entry, record; the token in the entry fences its result.
+--   records that were gone, and that of parked jobs. A job is part, state entry, record; the token in the entry
+--   fences its result.
 -- ttl: held by lease_ms; records that fail here by keep_dead_ms; a flow that rests by its period
 local prefix, now, lease_ms, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local worker, call, most_lost, lost_error, keep_dead_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
@@ -16,7 +17,8 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
-local time, paused, parallelism, retrying = unpack(redis.call('HMGET', queue, 'time', 'paused', 'parallelism', 'retrying'))
+local time, paused, parallelism, retrying = unpack(
+  redis.call('HMGET', queue, 'time', 'paused', 'parallelism', 'retrying'))
 if time and tonumber(time) > now then
   now = tonumber(time)
 end
@@ -116,7 +118,8 @@ end
 local ended = {}
 local function end_lost(part, record, entry, type, unique, outcome, why)
   local key = prefix .. ':job:' .. part
-  redis.call('SET', key, (outcome == 'failed' and 'f' or 'x') .. string.sub(record, 2) .. '\n' .. entry .. ' ' .. now_text
+  local code = outcome == 'failed' and 'f' or 'x'
+  redis.call('SET', key, code .. string.sub(record, 2) .. '\n' .. entry .. ' ' .. now_text
     .. ' 0\n' .. why, 'PX', keep_dead_ms)
   redis.call('HDEL', states, part)
   redis.call('HDEL', prefix .. ':cancel', part)
@@ -197,8 +200,8 @@ local function capacity(flow)
 end
 
 local leased, leases, entries, held, gone = {}, {}, {}, {}, 0
-local until_text = whole(now + lease_ms)
--- Lease those of these jobs that are still queued; how many they were.
+local until_text, fresh = whole(now + lease_ms), 'running 1 1 0 ' .. now_text
+-- Lease those of these jobs that are still queued; how many they were. It is run for every job: it makes few strings.
 local function take(parts)
   local names = {}
   for i = 1, #parts do
@@ -206,35 +209,37 @@ local function take(parts)
   end
   local records, stored = redis.call('MGET', unpack(names)), redis.call('HMGET', states, unpack(parts))
   local before = #leased
+  local of_type, of, of_queued, bucket
   for i = 1, #parts do
-    local part, record = parts[i], records[i]
+    local part, record, entry = parts[i], records[i], fresh
     if not record then
       gone = gone + 1
     elseif string.byte(record) == 112 then -- p: no end is written
-      local _, type, _, _, _, queued = string.match(record, HEAD)
-      local token, attempt, lost, error, state = 1, 1, '0', '', 'queued'
+      local type, queued = string.match(record, '^p([^\n]*)\n[^\n]*\n[^\n]*\n[^\n]*\n(%d+)')
+      local token = 1
       if stored[i] then
+        local state, attempt, lost, error
         state, token, attempt, lost, queued, error = string.match(stored[i], ENTRY)
-        token, attempt = token + 1, attempt + 1
+        token = token + 1
+        entry = state == 'queued'
+          and 'running ' .. token .. ' ' .. (attempt + 1) .. ' ' .. lost .. ' ' .. now_text .. error
       end
-      if state == 'queued' then
-        local entry = 'running ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text .. error
-        leases[#leases + 1] = until_text
-        leases[#leases + 1] = part
-        entries[#entries + 1] = part
-        entries[#entries + 1] = entry
-        held[#held + 1] = part .. ' ' .. token
-        leased[#leased + 1] = { part, entry, record }
-        local of = counts[type]
-        if not of then
-          of = {}
-          counts[type] = of
+      if entry then
+        local n = #leased + 1
+        leased[n] = { part, entry, record }
+        leases[2 * n - 1], leases[2 * n] = until_text, part
+        entries[2 * n - 1], entries[2 * n] = part, entry
+        held[2 * n - 1], held[2 * n] = part, token
+        if type ~= of_type then
+          counts[type] = counts[type] or {}
+          of_type, of = type, counts[type]
         end
-        of.queued = (of.queued or 0) - 1
-        of.running = (of.running or 0) + 1
+        if queued ~= of_queued then
+          of_queued = queued
+          local waited = now - queued
+          bucket = waited < 1 and 'w0' or 'w' .. math.ceil(math.log(waited) / 0.020000667)
+        end
         of.leased = (of.leased or 0) + 1
-        local waited = now - queued
-        local bucket = waited < 1 and 'w0' or 'w' .. math.ceil(math.log(waited) / 0.020000667)
         of[bucket] = (of[bucket] or 0) + 1
       end
     end
@@ -284,6 +289,9 @@ if #leases > 0 then
 end
 -- Neither broken statistics nor a silent channel may cost a job.
 for type, of in pairs(counts) do
+  if of.leased then
+    of.queued, of.running = (of.queued or 0) - of.leased, (of.running or 0) + of.leased
+  end
   for field, number in pairs(of) do
     local name = string.match(field, '^w%d') and ':times:' or ':stats:'
     redis.pcall('HINCRBY', prefix .. name .. type, field, number)

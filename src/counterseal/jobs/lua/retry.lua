@@ -46,7 +46,8 @@ for i = 4, #ARGV, 2 do
       redis.call('HSET', prefix .. ':flow:' .. flow, 'parallelism', options.flow[2], 'rate', options.flow[3],
         'period_ms', options.flow[4])
     end
-    redis.call('SET', prefix .. ':job:' .. new, 'p' .. type .. '\n' .. priority .. '\n' .. flow .. '\n\n' .. now_text .. '\n'
+    redis.call('SET', prefix .. ':job:' .. new, 'p' .. type .. '\n' .. priority .. '\n' .. flow .. '\n\n' .. now_text
+      .. '\n'
       .. cjson.encode(options) .. '\n' .. args)
     push(priority, flow, new)
     redis.call('PEXPIRE', prefix .. ':job:' .. part, keep_ms)
@@ -54,7 +55,8 @@ for i = 4, #ARGV, 2 do
     answer = new
   elseif code == 'p' and redis.call('ZREM', prefix .. ':parked', part) == 1 then
     redis.call('ZREM', prefix .. ':parked:' .. type, part)
-    local token, attempt, lost = string.match(redis.call('HGET', states, part) or 'parked 0 0 0', '^%a+ (%d+) (%d+) (%d+)')
+    local entry = redis.call('HGET', states, part) or 'parked 0 0 0'
+    local token, attempt, lost = string.match(entry, '^%a+ (%d+) (%d+) (%d+)')
     redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text)
     push(priority, flow, part)
     redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'retrying', -1)
