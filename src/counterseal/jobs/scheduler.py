@@ -19,6 +19,7 @@ from counterseal.core.complaints import Complaints
 from counterseal.core.errors import CountersealError, StoreError, StoreUnavailable
 from counterseal.jobs.schedule import Due, due
 from counterseal.jobs.schedule_entries import Claim, Entry
+from counterseal.jobs.schedule_job import call_of
 from counterseal.jobs.schedules import Schedules, is_held_back, set_name
 from counterseal.jobs.task import Call
 from counterseal.store.base import Store
@@ -196,7 +197,7 @@ class Scheduler:
         if entry.schedule is None:
             raise CountersealError(entry.fault)
         ticks = due(entry.schedule, entry.last_ms, now_ms)
-        return ticks, [self._schedules.call_of(entry.schedule, tick) for tick in ticks.ticks]
+        return ticks, [call_of(entry.schedule, tick) for tick in ticks.ticks]
 
     async def _enqueue(self, ready: list[_Ready], calls: list[list[Call[Any]]]) -> list[_Ready]:
         """Those whose jobs are there now. All leave together; when something is refused, one schedule after another."""

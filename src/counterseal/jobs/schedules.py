@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Final, TypeAlias
@@ -17,20 +17,22 @@ import msgspec
 
 from counterseal.core.codec import from_text, to_text
 from counterseal.core.errors import ArgumentInvalid, ConfigurationError, StoreBusy, UnknownName
-from counterseal.jobs.cron import When
-from counterseal.jobs.duration import NONE
 from counterseal.jobs.job import job_id, moment
-from counterseal.jobs.options import Options, changed
 from counterseal.jobs.schedule import (
-    Missed,
     Origin,
     Reconciliation,
     Schedule,
     preview,
     reconcile,
-    tick_key,
 )
 from counterseal.jobs.schedule_entries import NO_SOURCE, Change, CodeSet, Entries, Entry
+from counterseal.jobs.schedule_job import (
+    call_of,
+    read_options,
+    tick_part,
+    with_task,
+    written_options,
+)
 from counterseal.jobs.service import Enqueued, Jobs
 from counterseal.jobs.task import DEFAULT_QUEUE, Call
 from counterseal.jobs.types import KNOWN
@@ -44,47 +46,12 @@ PRODUCT: Final = "counterseal"
 
 LEAST_GRACE: Final = timedelta(seconds=15)
 """A tick may come so late when a scheduler was killed in the middle of it, or a message got lost."""
-TICK_WINDOW: Final = timedelta(days=1)
-"""So long a tick that was fired is known, should it be fired again."""
 IN_USE: Final = timedelta(minutes=3)
 """So long after it was last seen a set of schedules counts as that of a release that runs."""
 
 _ATTEMPTS: Final = 10
-_NOT_OF_A_SCHEDULE: Final = ("id", "at", "dedup_id", "deadline", "idempotency_key", "schedule", "trace")
-"""Options that can't hold for more than one job."""
-_DEFAULTS: Final[dict[str, Any]] = msgspec.to_builtins(Options())
 
 Code: TypeAlias = Mapping[str, tuple[Schedule, ...]]
-
-
-def scheduled(
-    call: Call[Any],
-    when: When,
-    *,
-    id: str | None = None,  # noqa: A002 - what it is called everywhere
-    spread: timedelta = NONE,
-    missed: Missed = Missed.ONCE,
-    grace: timedelta = timedelta(minutes=1),
-    made_up: timedelta | None = None,
-) -> Schedule:
-    """The schedule of a call: `scheduled(report.call("weekly"), Cron("0 6 * * MON", "Europe/Berlin"))`.
-
-    Its id is by default the name of the task. Options are those of the call, `report.using(queue="slow").call()`. The
-    rest is said at `Schedule`. Raises `ConfigurationError` naming the field.
-    """
-    version, _, text = call.args.partition(b":")
-    return Schedule(
-        id=call.type if id is None else id,
-        type=call.type,
-        when=when,
-        args=text.decode(),
-        schema=int(version),
-        options=_written(_with_task(call)),
-        spread=spread,
-        missed=missed,
-        grace=grace,
-        made_up=made_up,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +153,7 @@ class Schedules:
 
         Raises `UnknownName` when there is none.
         """
-        (made,) = await self._jobs.enqueue_many([self.call_of(await self._known(identifier))])
+        (made,) = await self._jobs.enqueue_many([call_of(await self._known(identifier))])
         return made
 
     async def preview(self, schedule: str | Schedule, count: int = 10) -> list[datetime]:
@@ -254,28 +221,19 @@ class Schedules:
             text, schema = task.encode_json(text).partition(b":")[2], task.schema
         elif task is not None:
             task.decode(b"%d:%b" % (schema, text))  # refuses what can't be brought up to this release
-        options = _read(schedule.options)
-        options = _with_task(Call(schedule.type, options, b"", task))
+        options = read_options(schedule.options)
+        options = with_task(Call(schedule.type, options, b"", task))
         return msgspec.structs.replace(
-            schedule, args=text.decode(), schema=schema, options=_written(options), paused=schedule.paused
+            schedule,
+            args=text.decode(),
+            schema=schema,
+            options=written_options(options),
+            paused=schedule.paused,
         )
 
     async def enqueue(self, calls: Sequence[Call[Any]]) -> None:
         """Make jobs of schedules; for the scheduler. One round trip for those of a queue."""
         await self._jobs.enqueue_many(calls)
-
-    def call_of(self, schedule: Schedule, tick_ms: int | None = None) -> Call[Any]:
-        """The job of one tick of a stored schedule, which is made once however often it is enqueued; without a tick
-        another job each time."""
-        options = changed(_read(schedule.options), schedule=schedule.id)
-        if tick_ms is not None:
-            options = changed(
-                options,
-                id=_part(schedule.id, tick_ms),
-                dedup_id=tick_key(schedule.id, tick_ms),
-                dedup_window=TICK_WINDOW,
-            )
-        return Call(schedule.type, options, b"%d:%b" % (schedule.schema or 1, schedule.args.encode()))
 
     def _declared(self, declared: Iterable[Schedule], faults: list[str]) -> Iterable[Schedule]:
         """Schedules of the code, checked; what is wrong is added to `faults`."""
@@ -331,7 +289,7 @@ class Schedules:
             None if source == NO_SOURCE else source,
             None if next_ms is None else moment(next_ms),
             moment(fired_ms) if fired_ms else None,
-            job_id(queue, _part(schedule.id, fired_ms)) if fired_ms else None,
+            job_id(queue, tick_part(schedule.id, fired_ms)) if fired_ms else None,
         )
 
 
@@ -370,51 +328,6 @@ def _as_seen_by(source: str, entries: Iterable[Entry]) -> list[Schedule]:
             origin = Origin.CODE if entry.source == source else Origin.API
             seen.append(msgspec.structs.replace(entry.schedule, origin=origin))
     return seen
-
-
-def _with_task(call: Call[Any]) -> Options:
-    """The options of a call with the queue and the priority that its task would give."""
-    options, task = call.options, call.task
-    if task is None:
-        return options
-    return changed(
-        options,
-        queue=options.queue or task.queue,
-        priority=task.priority if options.priority is None else options.priority,
-    )
-
-
-def _written(options: Options) -> dict[str, Any]:
-    """Options as JSON, without those that were not given. Raises `ConfigurationError` for one that is for one job."""
-    written = {
-        name: value for name, value in msgspec.to_builtins(options).items() if value != _DEFAULTS[name]
-    }
-    for name in _NOT_OF_A_SCHEDULE:
-        if name in written:
-            raise ConfigurationError(f"schedule.options.{name}: expected none, it can hold for one job only")
-    return to_json(written)
-
-
-def to_json(value: dict[str, Any]) -> dict[str, Any]:
-    """The same of the types of JSON alone, as it comes back from the store."""
-    return msgspec.json.decode(msgspec.json.encode(value))
-
-
-def _read(written: Mapping[str, Any]) -> Options:
-    """Options of a schedule. Raises `ConfigurationError` naming the one that can't be."""
-    known = {field.name for field in fields(Options)}
-    for name in written:
-        if name not in known or name in _NOT_OF_A_SCHEDULE:
-            raise ConfigurationError(f"schedule.options.{name}: expected no option of this name")
-    try:
-        return msgspec.convert(dict(written), Options)
-    except msgspec.ValidationError as fault:
-        raise ConfigurationError(f"schedule.options: {fault}") from fault
-
-
-def _part(identifier: str, tick_ms: int) -> str:
-    """The part of the id that the job of a tick has."""
-    return sha256(tick_key(identifier, tick_ms).encode()).hexdigest()[:32]
 
 
 def _unknown(identifier: str) -> UnknownName:

@@ -4,7 +4,8 @@
 -- returns: 1, or 0 when something has changed since it was read; nothing was written then
 -- ttl: none, both keys are configuration
 -- `field` may be '', else it must hold `expected` ('' for absent) and then holds `value`. Each item is four arguments:
--- the id; the head of the entry as it was read, '' for absent, '*' for whatever is there; the entry, '' to remove it; when it is due, '' for never.
+-- the id; the head of the entry as it was read, or '' for absent, or * for whatever is there; the entry,
+-- '' to remove it; when it is due, '' for never.
 local channel, field, expected, value = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if field ~= '' and (redis.call('HGET', KEYS[1], field) or '') ~= expected then
   return 0
