@@ -9,7 +9,7 @@ import random
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from datetime import timedelta
 from typing import Any, Final, TypeAlias
 
@@ -51,8 +51,9 @@ class Run:
     """A job that this worker holds and has begun."""
 
     __slots__ = (
-        "_began", "_context", "_extra", "_lines", "_middleware", "_now_ms", "_progress", "_queue", "_reporting",
-        "_task", "_threads", "_timer", "_why", "leased", "over", "result", "running", "seconds",
+        "_abandoned", "_began", "_context", "_extra", "_lines", "_middleware", "_now_ms", "_progress", "_queue",
+        "_reason", "_reporting", "_task", "_threads", "_timer", "_why", "leased", "over", "result", "running",
+        "seconds",
     )  # fmt: skip
 
     def __init__(
@@ -62,7 +63,7 @@ class Run:
         queue: Queue,
         task: Task[Any, Any] | None,
         middleware: Sequence[Middleware],
-        threads: ThreadPoolExecutor | None,
+        threads: Executor | None,
         now_ms: Callable[[], int],
     ) -> None:
         self.leased = leased
@@ -71,6 +72,8 @@ class Run:
         """What is to be handed in; None when the job was lost."""
         self.seconds = 0.0
         self.over = False
+        """Whether it has come to its end, so that nobody needs to ask for it."""
+        self._abandoned = False
         self._queue = queue
         self._task = task
         self._middleware = middleware
@@ -79,6 +82,7 @@ class Run:
         self._extra: Extra = NO_EXTRA
         self._context: JobContext | None = None
         self._why = ""
+        self._reason = ""
         self._timer: asyncio.TimerHandle | None = None
         self._began = 0.0
         self._progress = b""
@@ -97,38 +101,41 @@ class Run:
         """Ask the job to end: `cancel`, `timeout`, `deadline`, `drain` or `lost`. The first counts, but for `lost`."""
         if self.over or (self._why and why != "lost"):
             return
-        self._why = why
+        self._why, self._reason = why, reason
         if self._context is not None:
             self._context.ask_to_end(reason or why)
-        if self.running is not None and (self._task is None or self._task.is_async):
+        # Not before its first step: what is cancelled then never begins, and nobody would hear of its end.
+        if self._began and self.running is not None and (self._task is None or self._task.is_async):
             self.running.cancel()
 
     def abandon(self) -> None:
         """Leave a job that does not end to whoever takes it over."""
-        self.over = True
+        self.over = self._abandoned = True
         if self.running is not None:
             self.running.cancel()
 
     async def _go(self, on_end: Callable[[], None]) -> None:
         self._began = time.perf_counter()
+        outcome = None
         try:
-            outcome = await self._outcome()
-        except BaseException:
-            outcome = None  # abandoned
-            if not self.over:
-                raise
+            outcome = self._stopped() if self._why else await self._outcome()
+        except Exception as fault:  # of this module or of a retry policy
+            logger.exception("job %s of type %s can't be run", self._id, self.leased.type)
+            outcome = self._failed(_failure(fault))
         finally:
             if self._timer is not None:
                 self._timer.cancel()
             self.seconds = time.perf_counter() - self._began
-        if self._lines or self._progress or self._reporting is not None:
-            await self._reported()
-        if outcome is not None and self._why != "lost" and not self.over:
-            name, ms, text = outcome
-            leased = self.leased
-            self.result = Result(leased.part, leased.token, name, ms, int(self.seconds * 1e6), text)
-        self.over = True
-        on_end()
+            lost, self.over = self._why == "lost", True
+            if outcome is not None and not lost and not self._abandoned:
+                name, ms, text = outcome
+                leased = self.leased
+                self.result = Result(leased.part, leased.token, name, ms, int(self.seconds * 1e6), text)
+            try:
+                if self._lines or self._progress or self._reporting is not None:
+                    await self._reported()
+            finally:
+                on_end()
 
     async def _outcome(self) -> tuple[str, int, bytes] | None:
         """Outcome, milliseconds and text of the result."""
@@ -142,9 +149,11 @@ class Run:
             return refused
         try:
             value = await self._call(task, self._made_context(), *given)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
         except asyncio.CancelledError:
             return self._stopped()
-        except Exception as fault:  # noqa: BLE001 - whatever it is, the job has failed
+        except BaseException as fault:  # noqa: BLE001 - SystemExit too: it ends a job, and not its worker
             return self._raised(fault)
         if self._why == "timeout":  # a plain function, which could not be stopped
             return self._stopped()
@@ -245,8 +254,7 @@ class Run:
     def _stopped(self) -> tuple[str, int, bytes] | None:
         """What a cancelled run means."""
         if self._why == "cancel":
-            reason = self._context.reason if self._context is not None else None
-            return "cancelled", self._keep_ms(), (reason or "cancelled").encode()
+            return "cancelled", self._keep_ms(), (self._reason or "cancelled").encode()
         if self._why == "timeout":
             return self._again(Failure("TimeoutError", "the task took longer than it may"))
         if self._why == "deadline":
@@ -257,9 +265,9 @@ class Run:
             return None
         return self._again(Failure("CancelledError"))  # its own
 
-    def _raised(self, fault: Exception) -> tuple[str, int, bytes] | None:
-        if self._why == "cancel" and self._task is not None and not self._task.is_async:
-            return self._stopped()
+    def _raised(self, fault: BaseException) -> tuple[str, int, bytes] | None:
+        if self._why and not isinstance(fault, NonRetryable):
+            return self._stopped()  # that it was asked to end is why it raised
         failure = _failure(fault)
         if isinstance(fault, NonRetryable):
             logger.error("job %s of type %s failed for good: %s", self._id, self.leased.type, failure)

@@ -12,7 +12,6 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -25,6 +24,7 @@ from counterseal.jobs.run import Middleware, Run
 from counterseal.jobs.scripts import Batch, Leased, Queue, Result
 from counterseal.jobs.service import by_name
 from counterseal.jobs.task import DEFAULT_QUEUE, Task, task
+from counterseal.jobs.threads import Threads
 from counterseal.jobs.types import PROBE
 from counterseal.store.base import Gap, Store
 from counterseal.store.keys import Keys
@@ -38,9 +38,13 @@ _LET_GO_S: Final = 1.0  # for handing back the jobs that are cut off
 _MOST_AHEAD: Final = 100
 _AHEAD_S: Final = 0.02
 """So long a job may wait for its turn in a worker that leased it ahead."""
+_AGAIN_S: Final = 0.1
+"""So soon a worker that ends tries again to hand in."""
 _STALE_S: Final = 0.1
 """What has waited so long in a worker goes back to its queue, for others."""
 _UNPARKED_AT_ONCE: Final = 100
+_RESULTS_AT_ONCE: Final = 500
+_MOST_BYTES: Final = 4 * 2**20
 
 
 @task(name=PROBE, retry=0, timeout=timedelta(seconds=10))
@@ -76,8 +80,10 @@ class _Source:
     calls: int = 0
     lost_call: str = ""
     """A lease call whose answer did not come: what it leased nobody knows of."""
+    refused: bool = False
+    """Whether results could not be handed in: nothing is leased before they are."""
     parked: int = -1
-    empty: bool = False
+    unparking: asyncio.Task[None] | None = None
 
 
 class Worker:
@@ -128,13 +134,14 @@ class Worker:
         self._grace_s = grace / timedelta(seconds=1)
         self._middleware = tuple(middleware)
         self.name = name or secrets.token_hex(8)
-        """What tells it from other workers."""
+        """What people tell it from other workers by."""
+        self._identity = secrets.token_hex(8)  # of its calls, which count from 1
         self.counts = WorkerCounts()
         self.leased_at: float | None = None
         """When a lease call was last answered, by the loop's clock."""
         self._background = Background()
         self._consumer: asyncio.Task[None] | None = None
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
         self._wake = asyncio.Event()
         self._closing = False
         self._average_s = 1.0
@@ -149,7 +156,7 @@ class Worker:
     async def __aenter__(self) -> Self:
         self._closing = False
         if any(not task.is_async for task in self._tasks.values()):
-            self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="counterseal-job")
+            self._threads = Threads(self._concurrency)
         self._background.keep("listen for jobs", self._listen)
         self._background.keep("prolong leases", self._prolong)
         self._consumer = self._background.keep("lease jobs", self._consume)
@@ -190,8 +197,11 @@ class Worker:
             await self._background.close()
             for run in self._runs():
                 run.abandon()
+            if self._stale is not None:
+                self._stale.cancel()
+                self._stale = None
             if self._threads is not None:
-                self._threads.shutdown(wait=False, cancel_futures=True)
+                self._threads.shutdown()
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -209,8 +219,10 @@ class Worker:
                     logger.warning("jobs can't be leased or handed in: %s", fault)
                 pause = full_jitter(failures, longest=self._poll_s)
                 self._wake.clear()
-            if self._closing and not self._left_over(failures):
-                return
+            if self._closing:
+                if not self._left_over(failures):
+                    return
+                pause = min(pause, _AGAIN_S)
             if pause > 0:
                 await wait_for_event(self._wake, pause)
 
@@ -243,14 +255,16 @@ class Worker:
 
     async def _exchange(self, source: _Source, room: int) -> float:
         """One round trip with a queue: results out, jobs in."""
-        results, source.results = source.results, []
-        if source.lost_call and not self._closing:
-            room = max(0, room)
-        room += len(results)
-        if self._closing:
-            room = 0
         if source.lost_call:
-            await self._recall(source, results)
+            await source.queue.recall(worker=self._identity, call=source.lost_call)
+            source.lost_call = ""
+        results = _some(source.results)
+        del source.results[: len(results)]
+        if results and source.refused:  # else each failure would let in as many jobs again
+            await self._hand_in(source, results)
+            results, room = [], self._room()
+        # `room` was counted with these results, which leave now.
+        room = 0 if self._closing else room + len(results)
         if results and room > 0:
             # Both begin in one turn of the event loop, so they leave together.
             outcomes = await asyncio.gather(
@@ -259,26 +273,20 @@ class Worker:
             for outcome in outcomes:
                 if isinstance(outcome, BaseException):
                     raise outcome
-            return outcomes[1] if isinstance(outcomes[1], float) else self._poll_s
+            pause = outcomes[1] if isinstance(outcomes[1], float) else self._poll_s
+            return 0.0 if source.results else pause
         if results:
             await self._hand_in(source, results)
-        if room > 0:
-            return await self._lease(source, room)
-        return self._poll_s
-
-    async def _recall(self, source: _Source, results: list[Result]) -> None:
-        try:
-            await source.queue.recall(worker=self.name, call=source.lost_call)
-        except BaseException:
-            source.results[:0] = results
-            raise
-        source.lost_call = ""
+        pause = await self._lease(source, room) if room > 0 else self._poll_s
+        return 0.0 if source.results else pause
 
     async def _lease(self, source: _Source, room: int) -> float:
         source.calls += 1
         call = str(source.calls)
         try:
-            batch = await source.queue.lease(room=room, worker=self.name, call=call, lease_ms=self._lease_ms)
+            batch = await source.queue.lease(
+                room=room, worker=self._identity, call=call, lease_ms=self._lease_ms
+            )
         except BaseException:
             source.lost_call = call
             raise
@@ -295,13 +303,14 @@ class Worker:
             )
         self.counts.leased += len(batch.jobs)
         source.ahead += batch.jobs
-        self._start()
         if self._closing:
             self._give_back(source)
-        if batch.parked != source.parked:
+            return 0.0
+        self._start()
+        if batch.parked != source.parked and (source.unparking is None or source.unparking.done()):
             source.parked = batch.parked
             if batch.parked:
-                self._background.keep("unpark jobs", lambda: self._unpark(source))
+                source.unparking = self._background.keep("unpark jobs", lambda: self._unpark(source))
         if len(batch.jobs) >= min(room, 200):
             return 0.0 if self._room() > 0 else self._poll_s
         return self._poll_s if batch.next_ms < 0 else max(0.001, batch.next_ms / 1000)
@@ -366,7 +375,9 @@ class Worker:
             kept = await source.queue.finish(results)
         except BaseException:
             source.results[:0] = results  # as long as nobody else has the job, it is this one that counts
+            source.refused = True
             raise
+        source.refused = False
         counts = self.counts
         for result, held in zip(results, kept, strict=True):
             if not held:
@@ -471,3 +482,13 @@ class Worker:
 
     def _tasks_under_way(self) -> list[asyncio.Task[None]]:
         return [run.running for run in self._runs() if run.running is not None and not run.running.done()]
+
+
+def _some(results: Sequence[Result]) -> list[Result]:
+    """The first results, as many as one call of the script should have."""
+    size = 0
+    for position, result in enumerate(results[:_RESULTS_AT_ONCE]):
+        size += len(result.text)
+        if size > _MOST_BYTES:
+            return list(results[: max(1, position)])
+    return list(results[:_RESULTS_AT_ONCE])

@@ -20,7 +20,7 @@
 | `<ns>:jobs:{<queue>}:parked` | sorted set | none: they wait for a release that can run them | parked jobs by when they were parked |
 | `<ns>:jobs:{<queue>}:parked:<type>` | sorted set | none: as above | the same of one type by the schema of their arguments |
 | `<ns>:jobs:{<queue>}:dead` | sorted set | none: an entry goes 30 days after its job failed | dead letters by when they failed |
-| `<ns>:jobs:{<queue>}:held:<worker>` | string | one lease | the jobs of a worker's last lease call |
+| `<ns>:jobs:{<queue>}:held:<worker>` | string | one lease, 5 min when it was recalled | a worker's last lease call and its jobs |
 | `<ns>:jobs:{<queue>}:dedup:<id>` | string | the window that its job asked for | the job that has this deduplication id |
 | `<ns>:jobs:{<queue>}:unique:<key>` | string | what its job asked for, at most until that ends | the job that has this unique key |
 | `<ns>:jobs:{<queue>}:tag:<tag>` | sorted set | 30 days from the last job with it | the jobs with a tag by when they were queued |

@@ -19,7 +19,7 @@ for i = 4, #ARGV, 2 do
   local state, current = string.match(redis.call('HGET', prefix .. ':state', part) or '', '^(%a+) (%d+)')
   local answer = 'lost'
   if state == 'running' and current == token then
-    redis.call('ZADD', prefix .. ':running', 'XX', until_text, part)
+    redis.call('ZADD', prefix .. ':running', until_text, part)
     local reason = asked and redis.call('HGET', cancels, part)
     answer = reason and 'cancel ' .. reason or ''
   end

@@ -9,6 +9,7 @@ local prefix, now = ARGV[1], tonumber(ARGV[2])
 local queue, running, states, cancels = KEYS[1], prefix .. ':running', prefix .. ':state', prefix .. ':cancel'
 local HEAD = '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n' -- code, type, priority, flow, unique
 local ENTRY = '^(%a+) (%d+) (%d+) (%d+) (%d+)' -- state, token, attempt, lost, milliseconds
+local CANCELLED_MS = 86400000
 local CODES = { completed = 'c', failed = 'f', cancelled = 'x' }
 
 local function whole(number)
@@ -69,6 +70,12 @@ for n = 1, #parts do
   local part, token, outcome, ms, run_us, text = unpack(ARGV, i, i + 5)
   local record = records[n]
   local state, current, attempt, lost, started = string.match(entries[n] or '', ENTRY)
+  if state == 'running' and not CODES[outcome] then
+    local reason = redis.call('HGET', cancels, part)
+    if reason then -- it does not run again: somebody has asked for its end
+      outcome, ms, text = 'cancelled', CANCELLED_MS, reason
+    end
+  end
   if not record or current ~= token or state ~= 'running' or seen[part] then
     -- The same result may come twice, when the first answer got lost.
     local again = record and state == nil and CODES[outcome] == string.sub(record, 1, 1)

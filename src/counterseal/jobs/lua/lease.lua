@@ -10,7 +10,7 @@ local worker, call, most_lost, lost_error, keep_dead_ms = ARGV[5], ARGV[6], tonu
 local queue, running, delayed, states = KEYS[1], prefix .. ':running', prefix .. ':delayed', prefix .. ':state'
 local flow_due = prefix .. ':flowdue'
 local AT_ONCE = 200
-local HEAD = '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)' -- code, type, priority, flow, unique, queued_ms
+local HEAD = '^p([^\n]*)\n([012])\n([^\n]*)\n([^\n]*)\n(%d+)\n[^\n]*\n' -- type, priority, flow, unique, queued_ms
 local ENTRY = '^(%a+) (%d+) (%d+) (%d+) (%d+)(.*)$' -- state, token, attempt, lost, milliseconds, error
 
 local function whole(number)
@@ -24,6 +24,10 @@ if time and tonumber(time) > now then
 end
 local now_text = whole(now)
 redis.call('HSET', queue, 'time', now_text)
+local last_call = string.match(redis.call('GET', prefix .. ':held:' .. worker) or '', '^%d+')
+if last_call and tonumber(last_call) >= tonumber(call) then -- its worker has called again, and takes this one for lost
+  return { {}, 0, 0, 0 }
+end
 parallelism, retrying = tonumber(parallelism or '0'), tonumber(retrying or '0')
 local strict = parallelism == 1 -- one at a time, in order: who is to run again keeps its place
 
@@ -84,6 +88,20 @@ local function leave_flow(flow)
   end
 end
 
+local gone = 0
+local unknown = now_text .. ' 0 0 0' -- of an entry that somebody has deleted; no worker has that token
+-- What is stored of a job that has not ended: record, type, priority, flow, unique; nil when it is gone or broken.
+local function read(part)
+  local record = redis.call('MGET', prefix .. ':job:' .. part)[1]
+  local type, priority, flow, unique = string.match(record or '', HEAD)
+  if not type then
+    redis.call('HDEL', states, part)
+    redis.call('HDEL', prefix .. ':cancel', part)
+    gone = gone + 1
+  end
+  return record, type, priority, flow, unique
+end
+
 -- those that are due, in the order in which they became due
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now_text, 'LIMIT', 0, AT_ONCE)
 if strict then -- who is to run again goes to the front, so the first one goes last
@@ -93,13 +111,13 @@ if strict then -- who is to run again goes to the front, so the first one goes l
 end
 for _, part in ipairs(due) do
   redis.call('ZREM', delayed, part)
-  local record = redis.call('GET', prefix .. ':job:' .. part)
-  local state, token, attempt, lost, _, error = string.match(redis.call('HGET', states, part) or '', ENTRY)
+  local state, token, attempt, lost, _, error =
+    string.match(redis.call('HGET', states, part) or 'scheduled ' .. unknown, ENTRY)
+  local _, type, priority, flow = read(part)
   if state == 'retrying' then
     retrying = redis.call('HINCRBY', queue, 'retrying', -1)
   end
-  if record and state then
-    local _, type, priority, flow = string.match(record, HEAD)
+  if type then
     redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text .. error)
     push(strict and state == 'retrying' and 'LPUSH' or 'RPUSH', priority, flow, part)
     count(type, state, -1)
@@ -136,10 +154,10 @@ end
 
 for _, part in ipairs(redis.call('ZRANGEBYSCORE', running, '-inf', now_text, 'LIMIT', 0, AT_ONCE)) do
   redis.call('ZREM', running, part)
-  local record = redis.call('GET', prefix .. ':job:' .. part)
-  local state, token, attempt, lost, ms, error = string.match(redis.call('HGET', states, part) or '', ENTRY)
-  if record and state == 'running' then
-    local _, type, priority, flow, unique = string.match(record, HEAD)
+  local state, token, attempt, lost, ms, error =
+    string.match(redis.call('HGET', states, part) or 'running ' .. unknown, ENTRY)
+  local record, type, priority, flow, unique = read(part)
+  if type and state == 'running' then
     local cancel = redis.call('HGET', prefix .. ':cancel', part)
     lost = tonumber(lost) + 1
     count(type, 'running', -1)
@@ -199,7 +217,7 @@ local function capacity(flow)
   return free
 end
 
-local leased, leases, entries, held, gone = {}, {}, {}, {}, 0
+local leased, leases, entries, held = {}, {}, {}, {}
 local until_text, fresh = whole(now + lease_ms), 'running 1 1 0 ' .. now_text
 -- Lease those of these jobs that are still queued; how many they were. It is run for every job: it makes few strings.
 local function take(parts)
@@ -215,7 +233,7 @@ local function take(parts)
     if not record then
       gone = gone + 1
     elseif string.byte(record) == 112 then -- p: no end is written
-      local type, queued = string.match(record, '^p([^\n]*)\n[^\n]*\n[^\n]*\n[^\n]*\n(%d+)')
+      local type, _, _, _, queued = string.match(record, HEAD)
       local token = 1
       if stored[i] then
         local state, attempt, lost, error
@@ -224,7 +242,9 @@ local function take(parts)
         entry = state == 'queued'
           and 'running ' .. token .. ' ' .. (attempt + 1) .. ' ' .. lost .. ' ' .. now_text .. error
       end
-      if entry then
+      if not type then
+        gone = gone + 1
+      elseif entry then
         local n = #leased + 1
         leased[n] = { part, entry, record }
         leases[2 * n - 1], leases[2 * n] = until_text, part
@@ -263,7 +283,8 @@ for priority = 0, 2 do
     end
     local stays = false
     if most > 0 then
-      local taken = take(redis.call('LPOP', lane, math.min(most, AT_ONCE)))
+      local parts = redis.call('LPOP', lane, math.min(most, AT_ONCE))
+      local taken = parts and take(parts) or 0
       room = room - taken
       stays = redis.call('EXISTS', lane) == 1
       if flow ~= '' and taken > 0 then
