@@ -11,11 +11,19 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
-local stored = redis.call('HGET', KEYS[1], 'time')
-if stored and tonumber(stored) > now then
-  now = tonumber(stored)
-end
 local now_text = whole(now)
+local judged = false
+-- Whether a job has to wait: by the clock of the queue, which never goes back.
+local function is_ahead(due)
+  if not judged then
+    judged = true
+    local stored = redis.call('HGET', KEYS[1], 'time')
+    if stored and tonumber(stored) > now then
+      now = tonumber(stored)
+    end
+  end
+  return due > now
+end
 
 -- The part of a job that is there already, for one that asks; '' when it is new.
 local function holder(part, options)
@@ -35,7 +43,7 @@ for i = 3, #ARGV, 5 do
     local options = cjson.decode(extra)
     taken = made[part] or holder(part, options)
     if taken == '' then
-      if options.due and options.due > now then
+      if options.due and is_ahead(options.due) then
         due, field = whole(options.due), 'scheduled'
       end
       if options.dedup then
