@@ -12,7 +12,7 @@ from counterseal.jobs.job import Job
 from counterseal.jobs.schedule import Schedule
 from counterseal.jobs.scheduler import Scheduler
 from counterseal.jobs.schedules import APPLICATION, Schedules
-from counterseal.jobs.service import Jobs
+from counterseal.jobs.service import MAX_PAYLOAD, Jobs
 from counterseal.jobs.task import Task, task
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
@@ -52,10 +52,14 @@ class Process:
 
 
 def process_on(
-    store: Store, *, tasks: Iterable[Task[Any, Any]] = (report,), code: Iterable[Schedule] | None = None
+    store: Store,
+    *,
+    tasks: Iterable[Task[Any, Any]] = (report,),
+    code: Iterable[Schedule] | None = None,
+    max_payload: int = MAX_PAYLOAD,
 ) -> Process:
     """A process that has these tasks and, when it declares any, these schedules in its code."""
-    jobs = Jobs(store, keys=KEYS, tasks=tasks)
+    jobs = Jobs(store, keys=KEYS, tasks=tasks, max_payload=max_payload)
     declared = {} if code is None else {APPLICATION: tuple(code)}
     schedules = Schedules(store, keys=KEYS, jobs=jobs, code=declared)
     return Process(store, jobs, schedules, Scheduler(store, keys=KEYS, schedules=schedules))
