@@ -1,4 +1,4 @@
-"""dramatiq with hiredis, its 8 threads and a prefetch of 200; by default it is 16, and it drains much less."""
+"""dramatiq with hiredis, its 8 threads and a prefetch of 200, where its default is 16."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""RQ with hiredis and its SimpleWorker, which runs jobs in its own process: the one that forks does a quarter."""
+"""RQ with hiredis and its SimpleWorker, which runs jobs in its own process: without a fork for each."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
