@@ -1,0 +1,117 @@
+-- begin: leases one job by its part, for the delivery of its message
+-- keys: queue
+-- args: prefix now_ms part type lease_ms look_ms early_ms most_lost lost_error keep_dead_ms
+-- returns: `leased`, the job's part, state entry and record; or `gone`; or `other` when it is of another type; or
+--   `ended` and the first letter of its record; or `wait`, why, and for how many milliseconds
+-- ttl: a record that ends here, because deliveries of it did not come back, by keep_dead_ms
+-- What is due within `early_ms` is due: clocks differ.
+local prefix, now, part, kind, lease_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5])
+local look_ms, early_ms, most_lost = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local lost_error, keep_dead_ms = ARGV[9], ARGV[10]
+local queue, key, states, running = KEYS[1], prefix .. ':job:' .. part, prefix .. ':state', prefix .. ':running'
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local time, paused, parallelism = unpack(redis.call('HMGET', queue, 'time', 'paused', 'parallelism'))
+if time and tonumber(time) > now then
+  now = tonumber(time)
+end
+local now_text = whole(now)
+redis.call('HSET', queue, 'time', now_text)
+
+local record = redis.call('GET', key)
+if not record then
+  redis.call('ZREM', prefix .. ':carried', part)
+  redis.call('HDEL', prefix .. ':messages', part)
+  return { 'gone' }
+end
+local code, type, _, flow, unique, queued =
+  string.match(record, '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(%d+)')
+if type ~= kind then
+  return { 'other' }
+end
+if code ~= 'p' then
+  return { 'ended', code }
+end
+local entry = redis.call('HGET', states, part) or 'queued 0 0 0 ' .. queued
+local state, token, attempt, lost, ms, error = string.match(entry, '^(%a+) (%d+) (%d+) (%d+) (%d+)(.*)$')
+local stats = prefix .. ':stats:' .. type
+
+if state == 'running' then
+  local left = tonumber(redis.call('ZSCORE', running, part) or '0') - now
+  if left > 0 then
+    return { 'wait', 'running', left }
+  end
+  -- Whoever had it did not come back.
+  redis.call('ZREM', running, part)
+  redis.pcall('HINCRBY', stats, 'running', -1)
+  redis.pcall('HINCRBY', stats, 'lost', 1)
+  lost = tonumber(lost) + 1
+  if flow ~= '' and redis.call('HINCRBY', prefix .. ':flow:' .. flow, 'running', -1) < 0 then
+    redis.call('HSET', prefix .. ':flow:' .. flow, 'running', 0)
+  end
+  local cancel = redis.call('HGET', prefix .. ':cancel', part)
+  if cancel or lost >= most_lost then
+    local ending, outcome = cancel and 'x' or 'f', cancel and 'cancelled' or 'failed'
+    redis.call('SET', key, ending .. string.sub(record, 2) .. '\n' .. token .. ' ' .. attempt .. ' ' .. lost .. ' '
+      .. ms .. ' ' .. now_text .. ' 0\n' .. (cancel or lost_error), 'PX', keep_dead_ms)
+    redis.call('HDEL', states, part)
+    redis.call('HDEL', prefix .. ':cancel', part)
+    redis.call('HDEL', prefix .. ':messages', part)
+    redis.call('ZREM', prefix .. ':carried', part)
+    redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_dead_ms)
+    redis.call('SREM', prefix .. ':logged', part)
+    if not cancel then
+      redis.call('ZADD', prefix .. ':dead', now_text, part)
+    end
+    if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
+      redis.call('DEL', prefix .. ':unique:' .. unique)
+    end
+    redis.pcall('HINCRBY', stats, outcome, 1)
+    redis.pcall('PUBLISH', prefix .. ':ended', part .. ' ' .. outcome)
+    redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'left', part .. ' ' .. outcome)
+    return { 'ended', ending }
+  end
+  redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text .. error)
+  redis.pcall('HINCRBY', stats, 'queued', 1)
+  state, ms = 'queued', now_text
+end
+
+if paused then
+  return { 'wait', 'paused', 60000 }
+end
+if (state == 'scheduled' or state == 'retrying') and tonumber(ms) > now + early_ms then
+  return { 'wait', state, tonumber(ms) - now }
+end
+if parallelism and redis.call('ZCARD', running) >= tonumber(parallelism) then
+  return { 'wait', 'full', 1000 }
+end
+
+local counted = state
+if state == 'parked' then
+  redis.call('ZREM', prefix .. ':parked', part)
+  redis.call('ZREM', prefix .. ':parked:' .. type, part)
+  counted = 'retrying'
+elseif state == 'retrying' then
+  redis.call('HINCRBY', queue, 'retrying', -1)
+end
+-- A job that came back by another way may stand among those that are due; its place in a lane is passed over.
+redis.call('ZREM', prefix .. ':delayed', part)
+token, attempt = token + 1, attempt + 1
+entry = 'running ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text .. error
+redis.call('HSET', states, part, entry)
+redis.call('ZADD', running, whole(now + lease_ms), part)
+redis.call('ZADD', prefix .. ':carried', 'XX', whole(now + look_ms), part)
+if flow ~= '' then
+  redis.call('HINCRBY', prefix .. ':flow:' .. flow, 'running', 1)
+end
+local waited = math.max(0, now - tonumber(ms))
+redis.pcall('HINCRBY', prefix .. ':times:' .. type,
+  waited < 1 and 'w0' or 'w' .. math.ceil(math.log(waited) / 0.020000667), 1)
+redis.pcall('HINCRBY', stats, counted, -1)
+redis.pcall('HINCRBY', stats, 'running', 1)
+redis.pcall('HINCRBY', stats, 'leased', 1)
+redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'started', part .. ' ' .. token)
+return { 'leased', part, entry, record }

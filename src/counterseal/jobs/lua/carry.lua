@@ -1,0 +1,73 @@
+-- carry: accepts jobs whose messages somebody else delivers; they stand in no lane, and no worker takes them
+-- keys: queue
+-- args: prefix now_ms look_ms jobs...
+-- returns: the milliseconds since 1970 at which they were queued, then for each job an empty text, or the part of the
+--   job that was there already
+-- ttl: records none, an accepted job waits as long as it takes; dedup and unique keys by their windows; tags by tag_ms
+-- Each job is five arguments, as those of `enqueue`. After `look_ms` somebody has to see whether its message is there.
+local prefix, now, look_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local states = prefix .. ':state'
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+local stored = redis.call('HGET', KEYS[1], 'time')
+if stored and tonumber(stored) > now then
+  now = tonumber(stored)
+end
+local now_text, look_text = whole(now), whole(now + look_ms)
+
+-- The part of a job that is there already, for one that asks; '' when it is new.
+local function holder(part, options)
+  if options.given and redis.call('EXISTS', prefix .. ':job:' .. part) == 1 then
+    return part
+  end
+  return options.dedup and redis.call('GET', prefix .. ':dedup:' .. options.dedup[1])
+    or options.unique and redis.call('GET', prefix .. ':unique:' .. options.unique[1])
+    or ''
+end
+
+local answers, added = { now_text }, {}
+for i = 4, #ARGV, 5 do
+  local part, type, priority, args, extra = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
+  local options = extra == '' and {} or cjson.decode(extra)
+  local taken, flow, unique, state, due = holder(part, options), '', '', 'queued', now_text
+  answers[#answers + 1] = taken
+  if taken == '' then
+    if options.due and options.due > now then
+      state, due = 'scheduled', whole(options.due)
+    end
+    if options.dedup then
+      redis.call('SET', prefix .. ':dedup:' .. options.dedup[1], part, 'PX', whole(options.dedup[2]))
+    end
+    if options.unique then
+      unique = options.unique[1]
+      redis.call('SET', prefix .. ':unique:' .. unique, part, 'PX', whole(options.unique[2]))
+    end
+    for _, tag in ipairs(options.tags or {}) do
+      local key = prefix .. ':tag:' .. tag
+      redis.call('ZADD', key, now_text, part)
+      redis.call('PEXPIRE', key, whole(options.tag_ms), 'NX')
+      redis.call('PEXPIRE', key, whole(options.tag_ms), 'GT')
+    end
+    if options.flow then
+      flow = options.flow[1]
+      local key = prefix .. ':flow:' .. flow
+      redis.call('HSET', key, 'parallelism', options.flow[2], 'rate', options.flow[3], 'period_ms', options.flow[4])
+      redis.call('PERSIST', key)
+    end
+    redis.call('SET', prefix .. ':job:' .. part, 'p' .. type .. '\n' .. priority .. '\n' .. flow .. '\n' .. unique
+      .. '\n' .. now_text .. '\n' .. extra .. '\n' .. args)
+    redis.call('HSET', states, part, state .. ' 0 0 0 ' .. due)
+    redis.call('ZADD', prefix .. ':carried', look_text, part)
+    -- Neither broken statistics nor a full stream may cost a job.
+    redis.pcall('HINCRBY', prefix .. ':stats:' .. type, state, 1)
+    redis.pcall('SADD', prefix .. ':types', type)
+    added[#added + 1] = part
+  end
+end
+if #added > 0 then
+  redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'enqueued', table.concat(added, ' '))
+end
+return answers
