@@ -15,6 +15,7 @@ from counterseal.app import Counterseal
 from counterseal.web.auth import AUTH_ROUTES, identify_caller, install_auth
 from counterseal.web.boundary import Boundary
 from counterseal.web.health import install_health
+from counterseal.web.jobs import install_jobs
 from counterseal.web.limits import ROUTES, RateLimitMiddleware
 from counterseal.web.metrics import HttpMetrics, install_metrics
 from counterseal.web.mount import Prefix
@@ -53,6 +54,7 @@ def create_app(seal: Counterseal, *, rest: ASGIApp | None = None) -> FastAPI:
     install_problems(app)
     install_auth(app, seal)
     install_health(app, seal)
+    install_jobs(app, seal)
     install_metrics(app, seal, registry)
     install_page(app, seal, has_rest=rest is not None)
     app.mount(STATIC_PATH, StaticFiles(directory=Path(__file__).parent / "static"), name="static")
