@@ -10,7 +10,8 @@
     ├── StoreError
     │   ├── StoreUnavailable      Redis can't be reached, went away, or is refused by the breaker
     │   │   ├── StoreTimeout      no reply in time; whether the command ran is not known
-    │   │   └── StoreBusy         too many bytes are under way; nothing was sent
+    │   │   ├── StoreBusy         too many bytes are under way; nothing was sent
+    │   │   └── NotReplicated     too few replicas have what was written; it is kept, unless a failover loses it
     │   ├── StoreUnauthorized     the service refused the token after it had accepted it
     │   ├── ReplyTooLarge         the reply is larger than `max_reply_bytes`
     │   ├── CommandError          the server answered this command with an error
@@ -25,6 +26,7 @@
     ├── SessionExists             a new session was to have an id that is taken
     ├── UserBlocked               the user is suspended or deleted
     ├── UnknownName               a kind, queue or task that nobody declared
+    ├── CarrierUnavailable        QStash, which carries jobs, refused one or can't be reached; nothing was accepted
     ├── RetryLater                raised by a task: run this job again, after a pause
     └── NonRetryable              raised by a task: this job fails, whatever retries are left
 
@@ -115,6 +117,15 @@ class StoreBusy(StoreUnavailable):
     """More bytes are under way than `max_inflight_bytes` allows, for longer than the time-out. Nothing was sent."""
 
     code = "store_busy"
+
+
+class NotReplicated(StoreUnavailable):
+    """What was written is not known to be on as many replicas as `COUNTERSEAL_MIN_REPLICAS` asks for.
+
+    It is there all the same, unless a failover loses it: whoever tries again should name it, by an id or a unique key.
+    """
+
+    code = "not_replicated"
 
 
 class StoreUnauthorized(StoreError):
@@ -212,12 +223,20 @@ class UnknownName(CountersealError):
     code = "unknown_name"
 
 
+class CarrierUnavailable(CountersealError):
+    """QStash, which carries the jobs, refused a message or can't be reached. The job was not accepted."""
+
+    code = "carrier_unavailable"
+
+
 class RetryLater(CountersealError):
     """A task raises it to be run again after `pause`, or after the pause of its policy. It counts as a failed run."""
 
     code = "retry_later"
 
-    def __init__(self, message: str = "the task asked to be run again", *, pause: timedelta | None = None) -> None:
+    def __init__(
+        self, message: str = "the task asked to be run again", *, pause: timedelta | None = None
+    ) -> None:
         super().__init__(message)
         self.pause = pause
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from counterseal.core.background import end
+from counterseal.core.errors import StoreUnavailable
 from counterseal.jobs.scripts import Queue
 from counterseal.store.wire import Argument
 
@@ -48,10 +49,11 @@ class _Load:
 
 
 class Intake:
-    """Accepts jobs of one queue."""
+    """Accepts jobs of one queue; with `min_replicas` only when so many replicas have them, else `NotReplicated`."""
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, *, min_replicas: int = 0) -> None:
         self._queue = queue
+        self._min_replicas = min_replicas
         self._load: _Load | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -76,7 +78,7 @@ class Intake:
             raise
         self._close(load)
         if not load.waiting:
-            return (await self._queue.enqueue(load.arguments))[0]
+            return (await self._accepted(load.arguments))[0]
         first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         load.waiting.insert(0, first)
         self._send(load)
@@ -87,8 +89,7 @@ class Intake:
 
         Raises what the first failing call raised, once all have ended: others may have been accepted.
         """
-        step = AT_ONCE * _FIELDS
-        calls = [self._queue.enqueue(jobs[first : first + step]) for first in range(0, len(jobs), step)]
+        calls = [self._accepted(call) for call in _calls(jobs)]
         answers: list[str] = []
         failure: BaseException | None = None
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
@@ -106,6 +107,14 @@ class Intake:
             await asyncio.wait(set(self._tasks), timeout=1)
         await end(self._tasks)
 
+    async def _accepted(self, jobs: Sequence[Argument]) -> list[str]:
+        answers = await self._queue.enqueue(jobs)
+        if self._min_replicas:
+            # A script is one write for replicas: who has one of its jobs has all.
+            new = next((jobs[n * _FIELDS] for n, taken in enumerate(answers) if not taken), "")
+            await self._queue.confirm(str(new), replicas=self._min_replicas)
+        return answers
+
     def _close(self, load: _Load) -> None:
         """Let nobody join it any more."""
         if self._load is load:
@@ -119,17 +128,31 @@ class Intake:
 
     async def _sent(self, load: _Load) -> None:
         try:
-            answers = await self._queue.enqueue(load.arguments)
+            answers = await self._accepted(load.arguments)
         except BaseException as fault:
+            shown = fault if isinstance(fault, Exception) else StoreUnavailable("the jobs are closed")
             for future in load.waiting:
                 if not future.done():
-                    future.set_exception(fault if isinstance(fault, Exception) else asyncio.CancelledError())
+                    future.set_exception(shown)
             if not isinstance(fault, Exception):
                 raise
             return
         for future, answer in zip(load.waiting, answers, strict=True):
             if not future.done():
                 future.set_result(answer)
+
+
+def _calls(jobs: Sequence[Argument]) -> list[Sequence[Argument]]:
+    """Jobs by the call that they leave in, each of bounded number and length."""
+    calls: list[Sequence[Argument]] = []
+    first = size = 0
+    for at in range(0, len(jobs), _FIELDS):
+        if at - first >= AT_ONCE * _FIELDS or size > _MOST_BYTES:
+            calls.append(jobs[first:at])
+            first, size = at, 0
+        args = jobs[at + 3]
+        size += len(args) if isinstance(args, (bytes, str)) else 0
+    return [*calls, jobs[first:]] if jobs else []
 
 
 def _place(load: _Load) -> asyncio.Future[str]:

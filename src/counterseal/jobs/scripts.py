@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, NamedTuple
 
-from counterseal.core.errors import CodecError
+from counterseal.core.errors import CodecError, NotReplicated, StoreError
 from counterseal.store.base import Store
 from counterseal.store.keys import JOB_DEAD_TTL, Keys
 from counterseal.store.scripts import load_script
@@ -98,6 +98,22 @@ class Queue:
             jobs=jobs,
         )
         return [item.decode() if isinstance(item, bytes) else "" for item in _items(reply)]
+
+    async def confirm(self, part: str, *, replicas: int) -> None:
+        """Wait until what was written is on so many replicas; `part` is one of the new jobs, '' for none.
+
+        Raises `NotReplicated` when that takes longer than twice the time-out of commands, or can't be known.
+        """
+        witnesses = [f"{self.prefix}:job:{part}"] if part else []
+        why: StoreError | None = None
+        try:
+            if await self.store.replicated(f"{self.prefix}:mark", witnesses=witnesses, replicas=replicas):
+                return
+        except StoreError as fault:
+            why = fault
+        raise NotReplicated(
+            f"jobs were written, but are not known to be on {replicas} replicas, as COUNTERSEAL_MIN_REPLICAS asks for"
+        ) from why
 
     async def lease(self, *, room: int, worker: str, call: str, lease_ms: int) -> Batch:
         """Hold up to `room` queued jobs, after putting back those that are due or lost."""

@@ -185,6 +185,17 @@ class Store(ABC):
         """
 
     @abstractmethod
+    async def replicated(self, key: str, *, witnesses: Sequence[str], replicas: int) -> bool:
+        """Whether what was written so far to the server of `key` is on at least so many of its replicas.
+
+        Waits for them, at most twice as long as a command may take. `witnesses` are keys of the same slot that were
+        written: where one of them is not known, as after a failover that lost it, the answer is no. `key` is written as
+        a mark, for a minute. One round trip on a connection of its own, shared by all who ask meanwhile.
+
+        Over REST it raises `CommandError`.
+        """
+
+    @abstractmethod
     def subscribe(
         self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
     ) -> Subscription:

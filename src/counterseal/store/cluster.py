@@ -26,6 +26,7 @@ from counterseal.store.connection import executed
 from counterseal.store.feed import Feed
 from counterseal.store.guard import check, check_queued
 from counterseal.store.link import Link, LinkOptions
+from counterseal.store.replication import Replication
 from counterseal.store.route import FixedRoute
 from counterseal.store.scripts import Script
 from counterseal.store.slots import slot_of
@@ -58,6 +59,7 @@ class ClusterStore(Store):
         self._feed = Feed(_AnyPrimary(self))
         self._stale = asyncio.Event()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._replications: dict[Link, Replication] = {}
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -89,6 +91,8 @@ class ClusterStore(Store):
         self._open = False
         await end((*self._opening.values(), *self._retiring))
         await self._feed.close()
+        replications, self._replications = self._replications, {}
+        await asyncio.gather(*(replication.close() for replication in replications.values()))
         links, self._links = self._links, {}
         await asyncio.gather(*(link.close() for link in links.values()))
         await self._topology.close()
@@ -175,6 +179,17 @@ class ClusterStore(Store):
             finally:
                 connection.abort("the blocking call is over")
         raise StoreUnavailable("the Cluster redirects in a circle")
+
+    async def replicated(self, key: str, *, witnesses: Sequence[str], replicas: int) -> bool:
+        link = await self._serving(slot_of(("GET", key)))
+        replication = self._replications.get(link)
+        if replication is None:
+            replication = self._replications[link] = Replication(link)
+        try:
+            return await replication.confirmed(key, witnesses=witnesses, replicas=replicas)
+        except StoreUnavailable:
+            self._stale.set()
+            raise
 
     def subscribe(
         self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
@@ -324,9 +339,15 @@ class ClusterStore(Store):
                 self._stale.set()
 
     def _retire(self, link: Link) -> None:
-        retiring = asyncio.create_task(link.retire(), name="counterseal: leave a node")
+        retiring = asyncio.create_task(self._leave(link), name="counterseal: leave a node")
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
+
+    async def _leave(self, link: Link) -> None:
+        replication = self._replications.pop(link, None)
+        if replication is not None:
+            await replication.close()
+        await link.retire()
 
     async def _time(self) -> tuple[int, int]:
         return read_time(await self.command("TIME"))

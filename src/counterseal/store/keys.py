@@ -12,8 +12,8 @@
 | `<ns>:jobs:{<queue>}:ready:<priority>` | list | none: emptied by workers, must outlive any pause of theirs | queued jobs without a flow |
 | `<ns>:jobs:{<queue>}:lane:<priority>:<flow>` | list | none: as above | queued jobs of a flow |
 | `<ns>:jobs:{<queue>}:ring:<priority>` | list | none: as above | the flows that are served in turn, and '' for jobs without one |
-| `<ns>:jobs:{<queue>}:flow:<flow>` | hash | none while jobs of it wait or run; then a minute more than its period | the limits of a flow and how much of them is used |
-| `<ns>:jobs:{<queue>}:flowdue` | sorted set | none: emptied by workers | flows whose rate is used up, by the end of their period |
+| `<ns>:jobs:{<queue>}:flow:<flow>` | hash | none while jobs of it are queued or run; then a minute more than its period: a job that is due brings its limits along | the limits of a flow and how much of them is used |
+| `<ns>:jobs:{<queue>}:flowdue` | sorted set | none: emptied by workers | flows that are held up: those whose rate is used up by the end of their period, the others at infinity |
 | `<ns>:jobs:{<queue>}:delayed` | sorted set | none: as above | jobs that are scheduled or run again, by when they are due |
 | `<ns>:jobs:{<queue>}:running` | sorted set | none: as above | leased jobs by the end of their lease |
 | `<ns>:jobs:{<queue>}:cancel` | hash | none: an entry goes when its job ends | why running jobs shall end |
@@ -29,12 +29,16 @@
 | `<ns>:jobs:{<queue>}:logged` | set | none: an entry goes when its job ends | the jobs that have a log |
 | `<ns>:jobs:{<queue>}:recent` | list | 30 days from the last job | the last 10,000 jobs that have ended |
 | `<ns>:jobs:{<queue>}:events` | stream | none: capped at about 2,000 entries | what has become of jobs, in order |
+| `<ns>:jobs:{<queue>}:mark` | string | 1 min | nothing: it was written behind jobs, so that replicas have them once they have it |
 | `<ns>:jobs:{<queue>}:types` | set | none: a handful of names | the types that the queue has had jobs of |
 | `<ns>:jobs:{<queue>}:stats:<type>` | hash | none: one per type, a handful of counters that must stay right for ever | jobs by state |
 | `<ns>:jobs:{<queue>}:times:<type>` | hash | none: one per type, at most some thousand buckets | histograms of waiting and run times |
+| `<ns>:jobs:{<queue>}:carried` | sorted set | none: an entry goes when its job ends, at the next look at the latest | jobs that QStash carries, by when somebody looks after their messages |
+| `<ns>:jobs:{<queue>}:messages` | hash | none: as above | the ids of the messages of these jobs |
 | `<ns>:jobs:{<queue>}:rate:<hour>` | hash | 2 days | jobs that ended, by minute, type and outcome |
 | `<ns>:jobs:{schedules}:schedules` | hash | none: configuration, which stays until the code or somebody removes it | the schedules by their ids, and by `:<source>` which set of a code stands |
 | `<ns>:jobs:{schedules}:next` | sorted set | none: one entry for each schedule that is not paused | the schedules by when they are due |
+| `<ns>:jobs:delivery:{<digest>}` | string | as long as its signature is good: an hour and 5 s at most | a delivery of QStash that was accepted, by the SHA-256 of its id |
 | `<ns>:jobs:queues` | set | none: a handful of names | the queues that there are |
 | `<ns>:analytics:{<day>}:counters` | hash | 40 days | the day's counters, overall and by domain |
 | `<ns>:analytics:{<day>}:endpoints` | hash | 40 days | the day's calls, failures and time per endpoint |
@@ -78,7 +82,7 @@ RATE_LIMIT_COUNTS_TTL = timedelta(days=8)
 WITHOUT_TTL = (
     r"[^:]+:jobs:queues",
     r"[^:]+:jobs:\{schedules\}:(schedules|next)",
-    r"[^:]+:jobs:\{[^}]+\}:(queue|state|flowdue|delayed|running|cancel|parked|dead|logged|events|types)",
+    r"[^:]+:jobs:\{[^}]+\}:(queue|state|flowdue|delayed|running|cancel|parked|dead|logged|events|types|carried|messages)",
     r"[^:]+:jobs:\{[^}]+\}:(job|ready|ring|flow|parked|stats|times):[^:]+",
     r"[^:]+:jobs:\{[^}]+\}:lane:[^:]+:[^:]+",
     r"[^:]+:live:\{[^}]+\}",
@@ -142,6 +146,9 @@ class Keys:
 
     def jobs_tag(self, queue: str, tag: str) -> str:
         return f"{self.jobs_prefix(queue)}:tag:{escape(tag)}"
+
+    def jobs_delivery(self, digest: str) -> str:
+        return f"{self.namespace}:jobs:delivery:{{{digest}}}"
 
     def jobs_queues(self) -> str:
         return f"{self.namespace}:jobs:queues"

@@ -14,6 +14,7 @@ from counterseal.store.clock import StoreClock
 from counterseal.store.feed import Feed
 from counterseal.store.guard import PLAIN, check, check_queued
 from counterseal.store.link import Link, LinkOptions
+from counterseal.store.replication import Replication
 from counterseal.store.route import Route
 from counterseal.store.scripts import Script
 from counterseal.store.tracking import Tracking
@@ -36,6 +37,7 @@ class NativeStore(Store):
         self.link = Link(route, options, counts=self.counts)
         self._feed = Feed(route)
         self._trackings: set[Tracking] = set()
+        self._replication: Replication | None = None
 
     @property
     def server(self) -> ServerInfo:
@@ -57,6 +59,9 @@ class NativeStore(Store):
 
     async def _disconnect(self) -> None:
         await self._feed.close()
+        if self._replication is not None:
+            await self._replication.close()
+            self._replication = None
         await asyncio.gather(*(tracking.close() for tracking in self._trackings))
         await self.link.close()
 
@@ -91,6 +96,13 @@ class NativeStore(Store):
             return await connection.send(arguments)
         finally:
             connection.abort("the blocking call is over")
+
+    async def replicated(self, key: str, *, witnesses: Sequence[str], replicas: int) -> bool:
+        if not self.link.available:
+            raise StoreUnavailable("Redis is not available")
+        if self._replication is None:
+            self._replication = Replication(self.link)
+        return await self._replication.confirmed(key, witnesses=witnesses, replicas=replicas)
 
     def subscribe(
         self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None

@@ -137,6 +137,9 @@ class RestStore(Store):
     async def block(self, *arguments: Argument, timeout: timedelta) -> Reply:
         raise CommandError(f"ERR {arguments[0]!s} waits on the server, which REST can't do")
 
+    async def replicated(self, key: str, *, witnesses: Sequence[str], replicas: int) -> bool:
+        raise CommandError("ERR WAIT waits on the server, which REST can't do")
+
     def subscribe(
         self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
     ) -> Subscription:

@@ -1,0 +1,102 @@
+"""Replication: tells whether what was written to a server is on its replicas too, on a connection of its own.
+
+`WAIT` counts the writes of the connection that it comes on, and holds that one up. So it comes on another, behind a
+write of that: replicas have everything that the server wrote before once they have that one. All who ask while a `WAIT`
+is under way share the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from counterseal.core.background import end
+from counterseal.core.errors import StoreUnavailable
+from counterseal.store.connection import Connection
+from counterseal.store.link import Link
+from counterseal.store.wire import Command
+
+WAIT_FACTOR: Final = 2
+"""Replicas may take so many times as long as the server itself may."""
+
+_MARK_MS: Final = 60_000
+
+
+@dataclass(slots=True)
+class _Question:
+    key: str
+    witnesses: Sequence[str]
+    replicas: int
+    answer: asyncio.Future[bool]
+
+
+class Replication:
+    """Asks one server for as long as its link is open."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._connection: Connection | None = None
+        self._questions: list[_Question] = []
+        self._asking: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def confirmed(self, key: str, *, witnesses: Sequence[str], replicas: int) -> bool:
+        """See `Store.replicated`."""
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        question = _Question(key, witnesses, replicas, asyncio.get_running_loop().create_future())
+        self._questions.append(question)
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask(), name="counterseal: wait for replicas")
+        return await question.answer
+
+    async def close(self) -> None:
+        """Ask no more. Whoever waits gets `StoreUnavailable`. Safe to call twice."""
+        self._closed = True
+        if self._asking is not None:
+            await end((self._asking,))
+        self._fail(self._questions, StoreUnavailable("the store is closed"))
+        if self._connection is not None:
+            self._connection.abort("the store is closed")
+            self._connection = None
+
+    async def _ask(self) -> None:
+        while self._questions:
+            questions, self._questions = self._questions, []
+            try:
+                await self._round(questions)
+            except BaseException as fault:
+                shown = fault if isinstance(fault, Exception) else StoreUnavailable("the store is closed")
+                self._fail(questions, shown)
+                if not isinstance(fault, Exception):
+                    raise
+
+    async def _round(self, questions: list[_Question]) -> None:
+        target = await self._link.route.resolve()
+        timeout = self._link.options.bounds(target).timeout
+        connection = self._connection
+        if connection is None or connection.closed:
+            connection = self._connection = await self._link.dedicated((WAIT_FACTOR + 1) * timeout)
+        most = max(question.replicas for question in questions)
+        commands: list[Command] = [
+            ("EXISTS", *question.witnesses) if question.witnesses else ("PING",) for question in questions
+        ]
+        commands.append(("SET", questions[0].key, "", "PX", _MARK_MS))
+        commands.append(("WAIT", most, round(WAIT_FACTOR * timeout.total_seconds() * 1000)))
+        *seen, written, had = await connection.send_many(commands)
+        if written != b"OK":  # it is no primary, or has no room: another connection may find a better one
+            connection.abort("the server took no write")
+            had = 0
+        for question, there in zip(questions, seen, strict=True):
+            # This connection may be to another server than the one that wrote: to a new primary, or to a former one.
+            known = not question.witnesses or there == len(question.witnesses)
+            if not question.answer.done():
+                question.answer.set_result(known and isinstance(had, int) and had >= question.replicas)
+
+    @staticmethod
+    def _fail(questions: Sequence[_Question], fault: Exception) -> None:
+        for question in questions:
+            if not question.answer.done():
+                question.answer.set_exception(fault)
