@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
+from urllib.parse import unquote
 
 import msgspec
 
@@ -208,11 +209,11 @@ def _job(queue: str, part: str, record: bytes, beside: Sequence[Reply]) -> Job:
         lost=lost,
         queued_at=moment(int(queued_ms)),
         progress=_progress(progress),
-        tags=extra.tags,
+        tags=tuple(map(unquote, extra.tags)),
         idempotency_key=extra.key or job_id(queue, part),
         parent=extra.parent,
-        flow=extra.flow[0] if extra.flow else None,
-        unique=extra.unique[0] if extra.unique else None,
+        flow=unquote(extra.flow[0]) if extra.flow else None,
+        unique=unquote(extra.unique[0]) if extra.unique else None,
         deadline=moment(extra.deadline) if extra.deadline else None,
         retry_of=None if extra.retry_of is None else job_id(queue, extra.retry_of),
         schedule=extra.schedule,

@@ -121,18 +121,21 @@ class Listing:
         return await self._ranges(running, *lanes, delayed, parked, dead, recent)
 
     async def _lanes(self, prefix: str) -> list[tuple[str, str, int, int]]:
-        """How to read what is queued: the lanes without a flow, and those of the first hundred flows."""
-        rings = await self._store.pipeline(
-            [("LRANGE", f"{prefix}:ring:{priority}", 0, _MOST_FLOWS - 1) for priority in range(3)]
-        )
+        """How to read what is queued: lanes without a flow, and of a hundred flows in turn and a hundred held up."""
+        *rings, stalled = [
+            _texts(raised(reply))
+            for reply in await self._store.pipeline(
+                [
+                    *(("LRANGE", f"{prefix}:ring:{priority}", 0, _MOST_FLOWS - 1) for priority in range(3)),
+                    ("ZRANGE", f"{prefix}:flowdue", 0, _MOST_FLOWS - 1),
+                ]
+            )
+        ]
         keys: list[str] = []
         for priority, ring in enumerate(rings):
             keys.append(f"{prefix}:ready:{priority}")
-            flows = raised(ring)
             keys.extend(
-                f"{prefix}:lane:{priority}:{flow.decode()}"
-                for flow in (flows if isinstance(flows, list) else [])
-                if isinstance(flow, bytes) and flow
+                f"{prefix}:lane:{priority}:{flow}" for flow in dict.fromkeys((*ring, *stalled)) if flow
             )
         return [("LRANGE", key, 0, MOST - 1) for key in keys]
 
@@ -140,10 +143,7 @@ class Listing:
         """The members of lists and sorted sets, each once, in this order."""
         parts: dict[str, None] = {}
         for reply in await self._store.pipeline(commands):
-            members = raised(reply)
-            for member in members if isinstance(members, list) else []:
-                if isinstance(member, bytes):
-                    parts[member.decode()] = None
+            parts.update(dict.fromkeys(_texts(raised(reply))))
         return list(parts)
 
     async def _read(
@@ -160,6 +160,10 @@ class Listing:
                     if len(found) >= limit:
                         return found
         return found
+
+
+def _texts(reply: Reply) -> list[str]:
+    return [item.decode() for item in (reply if isinstance(reply, list) else []) if isinstance(item, bytes)]
 
 
 def _readable(queue: str, part: str, reply: Reply) -> Job | None:

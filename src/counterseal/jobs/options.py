@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ MOST_TAGS: Final = 16
 _MS: Final = timedelta(milliseconds=1)
 _LONGEST_TEXT: Final = 512
 _LONGEST: Final = timedelta(days=3660)
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 DEDUP_WINDOW: Final = timedelta(minutes=10)
 UNIQUE_TTL: Final = timedelta(hours=24)
@@ -50,8 +52,8 @@ class Flow:
         for name, value in (("parallelism", self.parallelism), ("rate", self.rate)):
             if value is not None and not 1 <= value <= 1_000_000:
                 raise ConfigurationError(f"flow.{name}: expected a number from 1 to 1000000")
-        if not timedelta(0) < self.period <= timedelta(days=7):
-            raise ConfigurationError("flow.period: expected more than 0 and at most 7 days")
+        if not _MS <= self.period <= timedelta(days=7):
+            raise ConfigurationError("flow.period: expected from 1 ms to 7 days")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,10 @@ class Options:
         """Raises `ConfigurationError` naming the option for what can't be."""
         if self.delay is not None and self.at is not None:
             raise ConfigurationError("delay: expected without at; both came")
+        for name in ("id", "queue"):
+            value = getattr(self, name)
+            if value is not None and not _NAME.fullmatch(value):
+                raise ConfigurationError(f"{name}: expected 1 to 64 letters, digits, '_' or '-'")
         for name in ("dedup_id", "unique", "idempotency_key", "parent", "schedule"):
             value = getattr(self, name)
             if value is not None:

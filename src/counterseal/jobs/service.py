@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
@@ -20,6 +20,7 @@ from counterseal.core.errors import (
     ValueTooLarge,
 )
 from counterseal.database.outbox import OutboxJob, add_job
+from counterseal.jobs.carrier import Carrier, Taking
 from counterseal.jobs.intake import Intake, Parts
 from counterseal.jobs.job import Job, State, is_queue_name, job_id, read_job, split_job_id
 from counterseal.jobs.listing import Listing
@@ -29,6 +30,7 @@ from counterseal.jobs.scripts import Queue
 from counterseal.jobs.statistics import JobStats, Quantiles, QueueStats, Throughput
 from counterseal.jobs.tally import Tally
 from counterseal.jobs.task import DEFAULT_KEEP, DEFAULT_QUEUE, Call, Task
+from counterseal.jobs.tracing import Tracing
 from counterseal.jobs.types import KNOWN, TYPES
 from counterseal.jobs.watch import JobEvent, JobUpdate, Watch
 from counterseal.store.base import Store
@@ -59,7 +61,9 @@ class Enqueued:
 class Jobs:
     """The job queues of one namespace. Every call raises `StoreUnavailable` when Redis does not answer.
 
-    Jobs are safe when `enqueue` returns: they run at least once, whatever dies. It has no task of its own.
+    Jobs are safe when `enqueue` returns: they run at least once, whatever dies. It has no task of its own. With
+    `min_replicas` they are on so many replicas then, which is a round trip more; else `NotReplicated` is raised, after
+    at most twice the time that a command may take.
     """
 
     def __init__(
@@ -69,13 +73,25 @@ class Jobs:
         keys: Keys,
         tasks: Iterable[Task[Any, Any]] = (),
         max_payload: int = MAX_PAYLOAD,
+        min_replicas: int = 0,
+        tracing: Tracing | None = None,
+        carrier: Carrier | None = None,
     ) -> None:
+        if min_replicas and store.kind in ("rest", "embedded"):
+            raise ConfigurationError(
+                "COUNTERSEAL_MIN_REPLICAS: expected a REDIS_URL of a server with replicas, Sentinel or a Cluster, as"
+                " nobody else can tell what replicas have; it is not set"
+            )
         self._store = store
+        self._min_replicas = min_replicas
         self._keys = keys
         self._tasks = by_name(tasks)
         self._max_payload = max_payload
         self._parts = Parts(store.now_ms)
-        self._intakes: dict[str, Intake] = {}
+        self._tracing = tracing
+        self._add = self._accept if tracing is None else self._publish
+        self._carrier = carrier
+        self._intakes: dict[str, Taking] = {}
         self._listing = Listing(store, keys=keys)
         self._tally = Tally(store, keys=keys, types=(*TYPES, *self._tasks))
         self._watch = Watch(store, keys=keys, read=self.get)
@@ -103,6 +119,17 @@ class Jobs:
 
         Raises as `enqueue`. When a call of many is lost half-way, others may have been accepted.
         """
+        if self._tracing is None:
+            return await self._accept_many(calls)
+        queues, types = {_queue_of(call.options, call.task) for call in calls}, {call.type for call in calls}
+        queue = queues.pop() if len(queues) == 1 else None
+        kind = types.pop() if len(types) == 1 else None
+        with self._tracing.publish(queue, kind, count=len(calls)) as publishing:
+            return await self._accept_many(
+                [replace(call, options=publishing.traced(call.options)) for call in calls]
+            )
+
+    async def _accept_many(self, calls: Sequence[Call[Any]]) -> list[Enqueued]:
         flat: dict[str, list[Argument]] = {}
         made: list[tuple[str, str]] = []
         for call in calls:
@@ -148,7 +175,18 @@ class Jobs:
 
     async def add_in(self, connection: AsyncConnection, call: Call[Any], *, aggregate: str = "") -> str:
         """The same for a call. Jobs of one `aggregate` reach their queues in the order of their transactions."""
-        options = call.options
+        if self._tracing is None:
+            return await self._write_in(connection, call, call.options, aggregate)
+        with self._tracing.publish(_queue_of(call.options, call.task), call.type) as publishing:
+            identifier = await self._write_in(
+                connection, call, publishing.traced(call.options), aggregate
+            )
+            publishing.made(identifier)
+            return identifier
+
+    async def _write_in(
+        self, connection: AsyncConnection, call: Call[Any], options: Options, aggregate: str
+    ) -> str:
         if options.id is None:
             options = changed(options, id=self._parts.new())
         queue, part, job, _ = self._job(call.type, options, call.args, call.task)
@@ -198,7 +236,7 @@ class Jobs:
         if job is None or job.state is not State.COMPLETED:
             raise UnknownName(f"there is no result of the job {identifier!r}")
         try:
-            return msgspec.convert(job.result, task.result_type)
+            return msgspec.convert(job.result, task.result_type, str_keys=True)
         except msgspec.ValidationError as fault:
             raise CodecError(f"the result of a job does not fit the task {task.name}") from fault
 
@@ -227,6 +265,8 @@ class Jobs:
         outcome = await self._queue(ids[0]).cancel(ids[1], said, keep_ms=DEFAULT_KEEP // _MS)
         if outcome is None:
             return None
+        if outcome == "cancelled" and self._carrier is not None:
+            await self._carrier.cancelled(self._queue(ids[0]), ids[1])
         return State.RUNNING if outcome == "asked" else State(outcome)
 
     async def pause(self, queue: str = DEFAULT_QUEUE) -> None:
@@ -292,7 +332,13 @@ class Jobs:
         made: list[Enqueued] = []
         for queue, parts in _by_queue(identifiers).items():
             answers = await self._queue(queue).retry([(part, self._parts.new()) for part in parts])
-            made += [Enqueued(job_id(queue, part), created=True) for part in answers if part]
+            if self._carrier is not None:
+                await self._carrier.carry_again(self._queue(queue), [part for part in answers if part])
+            made += [
+                Enqueued(job_id(queue, part), created=part != letter)
+                for letter, part in zip(parts, answers, strict=True)
+                if part
+            ]
         return made
 
     async def delete_dead(self, *identifiers: str) -> int:
@@ -354,7 +400,18 @@ class Jobs:
         for intake in self._intakes.values():
             await intake.close()
 
-    async def _add(self, kind: str, options: Options, args: bytes, task: Task[Any, Any] | None) -> Enqueued:
+    async def _publish(
+        self, kind: str, options: Options, args: bytes, task: Task[Any, Any] | None
+    ) -> Enqueued:
+        tracing = cast("Tracing", self._tracing)
+        with tracing.publish(_queue_of(options, task), kind) as publishing:
+            made = await self._accept(kind, publishing.traced(options), args, task)
+            publishing.made(made.id, created=made.created)
+            return made
+
+    async def _accept(
+        self, kind: str, options: Options, args: bytes, task: Task[Any, Any] | None
+    ) -> Enqueued:
         queue, part, job, size = self._job(kind, options, args, task)
         intake = self._intakes.get(queue) or await self._intake(queue)
         return _enqueued(queue, part, await intake.add(job, size))
@@ -367,7 +424,7 @@ class Jobs:
             raise ValueTooLarge(
                 f"the arguments of a job of {kind} have {len(args)} bytes; the limit is {self._max_payload}"
             )
-        queue = options.queue or (DEFAULT_QUEUE if task is None else task.queue)
+        queue = _queue_of(options, task)
         part = options.id or self._parts.new()
         priority = options.priority
         if priority is None:
@@ -375,11 +432,17 @@ class Jobs:
         extra = b"" if options is NO_OPTIONS else write_extra(options.stored(self._store.now_ms()))
         return queue, part, [part, kind, _PRIORITIES[priority], args, extra], len(args) + len(extra) + 100
 
-    async def _intake(self, queue: str) -> Intake:
+    async def _intake(self, queue: str) -> Taking:
         intake = self._intakes.get(queue)
         if intake is None:
             await self._register(_checked(queue))
-            intake = self._intakes.setdefault(queue, Intake(self._queue(queue)))
+            calls = self._queue(queue)
+            intake = self._intakes.setdefault(
+                queue,
+                Intake(calls, min_replicas=self._min_replicas)
+                if self._carrier is None
+                else self._carrier.taking(calls),
+            )
         return intake
 
     async def _register(self, queue: str) -> None:
@@ -401,6 +464,10 @@ def by_name(tasks: Iterable[Task[Any, Any]]) -> dict[str, Task[Any, Any]]:
             raise ConfigurationError(f"tasks: two are named {task.name}")
         found[task.name] = task
     return found
+
+
+def _queue_of(options: Options, task: Task[Any, Any] | None) -> str:
+    return options.queue or (DEFAULT_QUEUE if task is None else task.queue)
 
 
 def _enqueued(queue: str, part: str, taken: str) -> Enqueued:

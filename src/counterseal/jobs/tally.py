@@ -19,7 +19,7 @@ from counterseal.jobs.statistics import (
 )
 from counterseal.jobs.task import DEFAULT_QUEUE
 from counterseal.store.base import Store
-from counterseal.store.keys import Keys
+from counterseal.store.keys import JOB_DEAD_TTL, Keys
 from counterseal.store.scripts import load_script
 from counterseal.store.wire import Reply, raised
 
@@ -79,17 +79,16 @@ class Tally:
         runs: dict[int, int] = {}
         for key, reply in zip(keys, await self._hashes(keys), strict=True):
             for field, value in read_counters(_flat(reply), key=key).items():
-                of = waits if field[0] == "w" else runs
-                bucket = -1 if field in ("w0", "r0") else int(field[1:])
+                of, bucket = waits if field[0] == "w" else runs, int(field[1:])
                 of[bucket] = of.get(bucket, 0) + value
         return read_quantiles(waits, timedelta(milliseconds=1)), read_quantiles(
             runs, timedelta(microseconds=1)
         )
 
     async def throughput(self, kind: str) -> Throughput:
-        """What has ended in the last minutes: those before the one that is under way, and that one."""
+        """What has ended in the last whole minute, and in the last 60: the one that is under way does not count yet."""
         minute = self._store.now_ms() // _MINUTE_MS
-        hours = sorted({(minute - ago) // _MINUTES_OF_HOUR for ago in range(_MINUTES_OF_HOUR)})
+        hours = sorted({(minute - ago) // _MINUTES_OF_HOUR for ago in range(1, _MINUTES_OF_HOUR + 1)})
         names = await self.names()
         keys = [f"{self._keys.jobs_prefix(name)}:rate:{hour}" for name in names for hour in hours]
         replies = await self._hashes(keys)
@@ -100,9 +99,9 @@ class Tally:
             for field, value in read_counters(_flat(reply), key=key).items():
                 at, of, outcome = field.split(":", 2)
                 age = minute - (hour * _MINUTES_OF_HOUR + int(at))
-                if of == kind and outcome in counts and 0 <= age < _MINUTES_OF_HOUR:
+                if of == kind and outcome in counts and 1 <= age <= _MINUTES_OF_HOUR:
                     counts[outcome] += value
-                    last[outcome] += value if age <= 1 else 0
+                    last[outcome] += value if age == 1 else 0
         return Throughput(last["completed"], counts["completed"], last["failed"], counts["failed"])
 
     async def _hashes(self, keys: Sequence[str]) -> list[Reply]:
@@ -116,7 +115,11 @@ class Tally:
         replies = await asyncio.gather(
             *(
                 self._store.run(
-                    _OVERVIEW, queue=self._keys.jobs_queue(name), prefix=self._keys.jobs_prefix(name)
+                    _OVERVIEW,
+                    queue=self._keys.jobs_queue(name),
+                    prefix=self._keys.jobs_prefix(name),
+                    now_ms=self._store.now_ms(),
+                    keep_dead_ms=JOB_DEAD_TTL // timedelta(milliseconds=1),
                 )
                 for name in names
             )

@@ -43,8 +43,9 @@ class Task(Generic[P, R]):
     """
 
     __slots__ = (
-        "_arguments", "_decode", "_keywords", "_positional", "_takes_nothing", "function", "is_async", "keep", "name",
-        "options", "priority", "queue", "result_type", "retry", "schema", "timeout", "upgrades",
+        "_arguments", "_decode", "_decode_exactly", "_keywords", "_positional", "_takes_nothing", "function",
+        "is_async", "keep", "name", "options", "priority", "queue", "result_type", "retry", "schema", "timeout",
+        "upgrades",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +86,10 @@ class Task(Generic[P, R]):
         self.is_async = inspect.iscoroutinefunction(function)
         self._arguments, self._positional, self._keywords, self.result_type = _arguments(function, name)
         self._decode = msgspec.json.Decoder(self._arguments).decode
+        exact = msgspec.defstruct(
+            "Arguments", [], bases=(self._arguments,), frozen=True, forbid_unknown_fields=True
+        )
+        self._decode_exactly = msgspec.json.Decoder(exact).decode
         self._takes_nothing = not self._positional and not self._keywords
 
     def __repr__(self) -> str:
@@ -128,10 +133,6 @@ class Task(Generic[P, R]):
         given = dict(locals())
         del given["self"]
         given["retry"] = None if retry is None else retry_of(retry)
-        if id is not None and not _QUEUE.fullmatch(id):
-            raise ConfigurationError("id: expected 1 to 64 letters, digits, '_' or '-'")
-        if queue is not None and not _QUEUE.fullmatch(queue):
-            raise ConfigurationError("queue: expected 1 to 64 letters, digits, '_' or '-'")
         return self._with(Options(**given))
 
     def call(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
@@ -163,9 +164,9 @@ class Task(Generic[P, R]):
         return b"%d:%b" % (self.schema, text)
 
     def encode_json(self, text: bytes) -> bytes:
-        """The same for arguments that came as a JSON object, by parameter. Raises `ArgumentInvalid`."""
+        """The same for a JSON object of arguments. Raises `ArgumentInvalid`, also for one that is unknown."""
         try:
-            return b"%d:%b" % (self.schema, _encode(self._decode(text)))
+            return b"%d:%b" % (self.schema, _encode(self._decode_exactly(text)))
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as fault:
             raise _refused(self.name, fault) from fault
 
@@ -184,7 +185,7 @@ class Task(Generic[P, R]):
             if schema == self.schema:
                 found = self._decode(text)
             else:
-                found = msgspec.convert(self._upgraded(text, schema), self._arguments)
+                found = msgspec.convert(self._upgraded(text, schema), self._arguments, str_keys=True)
         except ArgumentInvalid:
             raise
         except Exception as fault:

@@ -2,7 +2,7 @@
 -- keys: queue
 -- args: prefix now_ms part reason keep_ms
 -- returns: `cancelled`, `asked` when it runs, the state of a job that has ended, or nil when there is none
--- ttl: a record that ends here, with its logs, by keep_ms; rates 2 days; recent 30 days
+-- ttl: a record that ends here, with its logs, by keep_ms; recent 30 days
 local prefix, now, part, reason, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local key, states = prefix .. ':job:' .. part, prefix .. ':state'
 
@@ -52,6 +52,7 @@ end
 redis.pcall('HINCRBY', prefix .. ':stats:' .. type, counted, -1)
 redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'cancelled', 1)
 redis.pcall('LPUSH', prefix .. ':recent', part)
+redis.pcall('LTRIM', prefix .. ':recent', 0, 9999)
 redis.pcall('PEXPIRE', prefix .. ':recent', 2592000000)
 redis.pcall('PUBLISH', prefix .. ':ended', part .. ' cancelled')
 redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'left', part .. ' cancelled')

@@ -2,13 +2,14 @@
 -- keys: queue
 -- args: prefix now_ms reason keep_ms parts...
 -- returns: how many
--- ttl: the record of a parked job by keep_ms
+-- ttl: the record of a parked job by keep_ms; recent 30 days
 local prefix, now, reason, keep_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local done = 0
 for i = 5, #ARGV do
   local part = ARGV[i]
   local key = prefix .. ':job:' .. part
   if redis.call('ZREM', prefix .. ':dead', part) == 1 then
+    redis.call('SREM', prefix .. ':logged', part)
     redis.call('DEL', key, prefix .. ':logs:' .. part, prefix .. ':progress:' .. part)
     done = done + 1
   elseif redis.call('ZREM', prefix .. ':parked', part) == 1 then
@@ -21,12 +22,17 @@ for i = 5, #ARGV do
       redis.call('SET', key, 'x' .. string.sub(record, 2) .. tail, 'PX', keep_ms)
       redis.call('HDEL', prefix .. ':state', part)
       redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_ms)
+      redis.call('SREM', prefix .. ':logged', part)
       if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
         redis.call('DEL', prefix .. ':unique:' .. unique)
       end
       redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'retrying', -1)
       redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'cancelled', 1)
+      redis.pcall('LPUSH', prefix .. ':recent', part)
+      redis.pcall('LTRIM', prefix .. ':recent', 0, 9999)
+      redis.pcall('PEXPIRE', prefix .. ':recent', 2592000000)
       redis.pcall('PUBLISH', prefix .. ':ended', part .. ' cancelled')
+      redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'left', part .. ' cancelled')
       done = done + 1
     end
   end

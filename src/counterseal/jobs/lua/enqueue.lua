@@ -55,15 +55,18 @@ for i = 3, #ARGV, 5 do
       end
       for _, tag in ipairs(options.tags or {}) do
         local key = prefix .. ':tag:' .. tag
+        redis.call('ZREMRANGEBYSCORE', key, '-inf', whole(now - options.tag_ms))
         redis.call('ZADD', key, now_text, part)
         redis.call('PEXPIRE', key, whole(options.tag_ms), 'NX')
         redis.call('PEXPIRE', key, whole(options.tag_ms), 'GT')
       end
       if options.flow then
         flow = options.flow[1]
-        local key = prefix .. ':flow:' .. flow
-        redis.call('HSET', key, 'parallelism', options.flow[2], 'rate', options.flow[3], 'period_ms', options.flow[4])
-        redis.call('PERSIST', key)
+        if not due then -- else it brings its limits when it is
+          local key = prefix .. ':flow:' .. flow
+          redis.call('HSET', key, 'parallelism', options.flow[2], 'rate', options.flow[3], 'period_ms', options.flow[4])
+          redis.call('PERSIST', key)
+        end
       end
       made[part] = part
     end

@@ -31,6 +31,7 @@ local function join_ring(priority, flow)
   local member, stalled = unpack(redis.call('HMGET', key, 'in' .. priority, 'stalled'))
   if not member and not stalled then
     redis.call('HSET', key, 'in' .. priority, 1)
+    redis.call('PERSIST', key)
     redis.call('RPUSH', prefix .. ':ring:' .. priority, flow)
   end
   woken = true
@@ -46,12 +47,16 @@ local function leave_flow(flow)
   local stalled, in0, in1, in2, period = unpack(redis.call('HMGET', key, 'stalled', 'in0', 'in1', 'in2', 'period_ms'))
   if stalled == 'full' then
     redis.call('HDEL', key, 'stalled')
+    redis.call('ZREM', prefix .. ':flowdue', flow)
     for priority = 0, 2 do
       if redis.call('EXISTS', prefix .. ':lane:' .. priority .. ':' .. flow) == 1 then
         join_ring(priority, flow)
       end
     end
-  elseif left <= 0 and not (stalled or in0 or in1 or in2) then
+    in0, in1, in2 = unpack(redis.call('HMGET', key, 'in0', 'in1', 'in2'))
+    stalled = false
+  end
+  if left <= 0 and not (stalled or in0 or in1 or in2) then
     redis.call('PEXPIRE', key, whole(tonumber(period or '0') + 60000))
   end
 end
@@ -104,9 +109,10 @@ for n = 1, #parts do
       cleared[#cleared + 1] = part
       if outcome == 'completed' then
         local us = tonumber(run_us)
-        local bucket = us < 1 and 'r0' or 'r' .. math.ceil(math.log(us) / 0.020000667)
+        local bucket = us < 1 and 'r-1' or 'r' .. math.ceil(math.log(us) / 0.020000667)
         of[bucket] = (of[bucket] or 0) + 1
       elseif outcome == 'failed' then
+        redis.call('ZREMRANGEBYSCORE', prefix .. ':dead', '-inf', whole(now - ms))
         redis.call('ZADD', prefix .. ':dead', now_text, part)
         of.failures = (of.failures or 0) + 1
       end
@@ -170,7 +176,7 @@ end
 -- Neither broken statistics nor a silent channel may cost a result.
 for type, of_type_now in pairs(counts) do
   for field, number in pairs(of_type_now) do
-    local name = string.match(field, '^r%d') and ':times:' or ':stats:'
+    local name = string.match(field, '^r%-?%d') and ':times:' or ':stats:'
     redis.pcall('HINCRBY', prefix .. name .. type, field, number)
   end
 end

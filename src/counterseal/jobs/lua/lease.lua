@@ -4,7 +4,7 @@
 -- returns: a list of leased jobs, the milliseconds until something is due (-1 when nothing is), the number of
 --   records that were gone, and that of parked jobs. A job is part, state entry, record; the token in the entry
 --   fences its result.
--- ttl: held by lease_ms; records that fail here by keep_dead_ms; a flow that rests by its period
+-- ttl: held by lease_ms; records that fail here by keep_dead_ms; a flow that rests by its period; recent 30 days
 local prefix, now, lease_ms, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local worker, call, most_lost, lost_error, keep_dead_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local queue, running, delayed, states = KEYS[1], prefix .. ':running', prefix .. ':delayed', prefix .. ':state'
@@ -46,7 +46,17 @@ local function join_ring(priority, flow)
   local member, stalled = unpack(redis.call('HMGET', key, 'in' .. priority, 'stalled'))
   if not member and not stalled then
     redis.call('HSET', key, 'in' .. priority, 1)
+    redis.call('PERSIST', key)
     redis.call('RPUSH', prefix .. ':ring:' .. priority, flow)
+  end
+end
+
+-- The limits of a flow, as a job of it brings them: they are forgotten while it rests.
+local function limit_flow(flow, record, always)
+  local key = prefix .. ':flow:' .. flow
+  if flow ~= '' and (always or redis.call('HEXISTS', key, 'period_ms') == 0) then
+    local limits = cjson.decode(string.match(record, string.rep('[^\n]*\n', 5) .. '([^\n]*)')).flow
+    redis.call('HSET', key, 'parallelism', limits[2], 'rate', limits[3], 'period_ms', limits[4])
   end
 end
 
@@ -66,6 +76,7 @@ end
 -- A flow that may begin jobs again takes its place in the rings.
 local function unstall(flow)
   redis.call('HDEL', prefix .. ':flow:' .. flow, 'stalled')
+  redis.call('ZREM', flow_due, flow)
   for priority = 0, 2 do
     if redis.call('EXISTS', prefix .. ':lane:' .. priority .. ':' .. flow) == 1 then
       join_ring(priority, flow)
@@ -73,19 +84,26 @@ local function unstall(flow)
   end
 end
 
+-- Let a flow be forgotten when it has nothing that waits or runs.
+local function rest_flow(flow)
+  local key = prefix .. ':flow:' .. flow
+  local stalled, in0, in1, in2, period, left =
+    unpack(redis.call('HMGET', key, 'stalled', 'in0', 'in1', 'in2', 'period_ms', 'running'))
+  if not (stalled or in0 or in1 or in2) and tonumber(left or '0') <= 0 then
+    redis.call('PEXPIRE', key, whole(tonumber(period or '0') + 60000))
+  end
+end
+
 -- One of a flow's jobs runs no more.
 local function leave_flow(flow)
   local key = prefix .. ':flow:' .. flow
-  local left = redis.call('HINCRBY', key, 'running', -1)
-  if left < 0 then -- its hash was lost
+  if redis.call('HINCRBY', key, 'running', -1) < 0 then -- its hash was lost
     redis.call('HSET', key, 'running', 0)
   end
-  local stalled, in0, in1, in2, period = unpack(redis.call('HMGET', key, 'stalled', 'in0', 'in1', 'in2', 'period_ms'))
-  if stalled == 'full' then
+  if redis.call('HGET', key, 'stalled') == 'full' then
     unstall(flow)
-  elseif left <= 0 and not (stalled or in0 or in1 or in2) then
-    redis.call('PEXPIRE', key, whole(tonumber(period or '0') + 60000))
   end
+  rest_flow(flow)
 end
 
 local gone = 0
@@ -104,36 +122,40 @@ end
 
 -- those that are due, in the order in which they became due
 local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now_text, 'LIMIT', 0, AT_ONCE)
-if strict then -- who is to run again goes to the front, so the first one goes last
-  for i = 1, math.floor(#due / 2) do
-    due[i], due[#due + 1 - i] = due[#due + 1 - i], due[i]
-  end
-end
+local front = {}
 for _, part in ipairs(due) do
   redis.call('ZREM', delayed, part)
   local state, token, attempt, lost, _, error =
     string.match(redis.call('HGET', states, part) or 'scheduled ' .. unknown, ENTRY)
-  local _, type, priority, flow = read(part)
+  local record, type, priority, flow = read(part)
   if state == 'retrying' then
     retrying = redis.call('HINCRBY', queue, 'retrying', -1)
   end
   if type then
     redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text .. error)
-    push(strict and state == 'retrying' and 'LPUSH' or 'RPUSH', priority, flow, part)
+    limit_flow(flow, record, state == 'scheduled')
+    if strict and state == 'retrying' then
+      front[#front + 1] = { priority, flow, part }
+    else
+      push('RPUSH', priority, flow, part)
+    end
     count(type, state, -1)
     count(type, 'queued', 1)
   end
 end
+for i = #front, 1, -1 do -- the first one goes to the front last
+  push('LPUSH', unpack(front[i]))
+end
 
 -- flows whose period is over
 for _, flow in ipairs(redis.call('ZRANGEBYSCORE', flow_due, '-inf', now_text, 'LIMIT', 0, AT_ONCE)) do
-  redis.call('ZREM', flow_due, flow)
   unstall(flow)
+  rest_flow(flow)
   woken = true
 end
 
 -- those whose worker did not come back
-local ended = {}
+local ended, recent = {}, {}
 local function end_lost(part, record, entry, type, unique, outcome, why)
   local key = prefix .. ':job:' .. part
   local code = outcome == 'failed' and 'f' or 'x'
@@ -142,9 +164,12 @@ local function end_lost(part, record, entry, type, unique, outcome, why)
   redis.call('HDEL', states, part)
   redis.call('HDEL', prefix .. ':cancel', part)
   redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_dead_ms)
+  redis.call('SREM', prefix .. ':logged', part)
   if outcome == 'failed' then
+    redis.call('ZREMRANGEBYSCORE', prefix .. ':dead', '-inf', whole(now - keep_dead_ms))
     redis.call('ZADD', prefix .. ':dead', now_text, part)
   end
+  recent[#recent + 1] = part
   if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
     redis.call('DEL', prefix .. ':unique:' .. unique)
   end
@@ -172,6 +197,7 @@ for _, part in ipairs(redis.call('ZRANGEBYSCORE', running, '-inf', now_text, 'LI
       end_lost(part, record, entry .. ms, type, unique, 'failed', lost_error)
     else
       redis.call('HSET', states, part, 'queued ' .. entry .. now_text .. error)
+      limit_flow(flow, record, false)
       push('LPUSH', priority, flow, part)
       count(type, 'queued', 1)
     end
@@ -198,6 +224,7 @@ local function capacity(flow)
     free = math.min(free, most - tonumber(fields[4] or '0'))
     if free <= 0 then
       redis.call('HSET', key, 'stalled', 'full')
+      redis.call('ZADD', flow_due, '+inf', flow) -- until one of its jobs ends
       return 0
     end
   end
@@ -257,7 +284,7 @@ local function take(parts)
         if queued ~= of_queued then
           of_queued = queued
           local waited = now - queued
-          bucket = waited < 1 and 'w0' or 'w' .. math.ceil(math.log(waited) / 0.020000667)
+          bucket = waited < 1 and 'w-1' or 'w' .. math.ceil(math.log(waited) / 0.020000667)
         end
         of.leased = (of.leased or 0) + 1
         of[bucket] = (of[bucket] or 0) + 1
@@ -296,6 +323,7 @@ for priority = 0, 2 do
       redis.call('RPUSH', ring, flow)
     elseif flow ~= '' then
       redis.call('HDEL', prefix .. ':flow:' .. flow, 'in' .. priority)
+      rest_flow(flow)
     end
   end
 end
@@ -314,7 +342,7 @@ for type, of in pairs(counts) do
     of.queued, of.running = (of.queued or 0) - of.leased, (of.running or 0) + of.leased
   end
   for field, number in pairs(of) do
-    local name = string.match(field, '^w%d') and ':times:' or ':stats:'
+    local name = string.match(field, '^w%-?%d') and ':times:' or ':stats:'
     redis.pcall('HINCRBY', prefix .. name .. type, field, number)
   end
 end
@@ -323,6 +351,9 @@ if gone > 0 then
 end
 if #ended > 0 then
   local told = table.concat(ended, ' ')
+  redis.pcall('LPUSH', prefix .. ':recent', unpack(recent))
+  redis.pcall('LTRIM', prefix .. ':recent', 0, 9999)
+  redis.pcall('PEXPIRE', prefix .. ':recent', 2592000000)
   redis.pcall('PUBLISH', prefix .. ':ended', told)
   redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'left', told)
 end
@@ -336,7 +367,7 @@ end
 local next_ms = -1
 for _, key in ipairs({ delayed, running, flow_due }) do
   local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
-  if first then
+  if first and first ~= 'inf' then
     local wait = math.max(0, tonumber(first) - now)
     next_ms = next_ms < 0 and wait or math.min(next_ms, wait)
   end

@@ -1,30 +1,34 @@
 -- overview: what a queue holds and has done, whatever its length
 -- keys: queue
--- args: prefix
+-- args: prefix now_ms keep_dead_ms
 -- returns: the queue's hash, the number of running, delayed, parked and dead jobs, the milliseconds since 1970 at which
 --   the job was queued that waits longest (0 when none does), and for each type its name and its counters
 -- ttl: none
 local prefix = ARGV[1]
+local FIRST = 20 -- of a lane: those that were cancelled are still in it
 
 local oldest = 0
 local function look(lane)
-  local part = redis.call('LINDEX', lane, 0)
-  if not part then
-    return
-  end
-  local entry = redis.call('HGET', prefix .. ':state', part)
-  local record = not entry and redis.call('GETRANGE', prefix .. ':job:' .. part, 0, 1023)
-  local ms = tonumber(entry and string.match(entry, '^queued %d+ %d+ %d+ (%d+)')
-    or record and string.match(record, '^p[^\n]*\n[^\n]*\n[^\n]*\n[^\n]*\n(%d+)'))
-  if ms and (oldest == 0 or ms < oldest) then
-    oldest = ms
+  for _, part in ipairs(redis.call('LRANGE', lane, 0, FIRST - 1)) do
+    local entry = redis.call('HGET', prefix .. ':state', part)
+    local record = not entry and redis.call('GETRANGE', prefix .. ':job:' .. part, 0, 4095)
+    local ms = tonumber(entry and string.match(entry, '^queued %d+ %d+ %d+ (%d+)')
+      or record and string.match(record, '^p[^\n]*\n[^\n]*\n[^\n]*\n[^\n]*\n(%d+)'))
+    if ms then
+      oldest = (oldest == 0 or ms < oldest) and ms or oldest
+      return
+    end
   end
 end
+-- Flows are in a ring, or stalled.
+local stalled = redis.call('ZRANGE', prefix .. ':flowdue', 0, 99)
 for priority = 0, 2 do
   look(prefix .. ':ready:' .. priority)
-  for _, flow in ipairs(redis.call('LRANGE', prefix .. ':ring:' .. priority, 0, 99)) do
-    if flow ~= '' then
-      look(prefix .. ':lane:' .. priority .. ':' .. flow)
+  for _, flows in ipairs({ redis.call('LRANGE', prefix .. ':ring:' .. priority, 0, 99), stalled }) do
+    for _, flow in ipairs(flows) do
+      if flow ~= '' then
+        look(prefix .. ':lane:' .. priority .. ':' .. flow)
+      end
     end
   end
 end
@@ -38,7 +42,7 @@ return {
   redis.call('ZCARD', prefix .. ':running'),
   redis.call('ZCARD', prefix .. ':delayed'),
   redis.call('ZCARD', prefix .. ':parked'),
-  redis.call('ZCARD', prefix .. ':dead'),
+  redis.call('ZCOUNT', prefix .. ':dead', string.format('%.0f', ARGV[2] - ARGV[3]), '+inf'),
   string.format('%.0f', oldest),
   types,
 }

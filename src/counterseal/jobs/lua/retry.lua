@@ -4,7 +4,7 @@
 -- returns: for each letter the part of the job that runs now, or '' when it is no dead letter any more
 -- ttl: the record of a letter that was retried by keep_ms
 -- A letter is two arguments: its part and the part of the new job. The new record has the old one's fields, and in its
--- extra `retry_of`, `key` (the idempotency key) and neither `due` nor `dedup`.
+-- extra `retry_of`, `key` (the idempotency key) and neither `due` nor `dedup`, nor a deadline that has passed.
 local prefix, now, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local states = prefix .. ':state'
 local HEAD = '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)'
@@ -32,6 +32,15 @@ local function push(priority, flow, part)
   end
 end
 
+-- The limits of a flow are forgotten while it rests.
+local function limit_flow(flow, options)
+  local key = prefix .. ':flow:' .. flow
+  if flow ~= '' and options.flow and redis.call('HEXISTS', key, 'period_ms') == 0 then
+    redis.call('HSET', key, 'parallelism', options.flow[2], 'rate', options.flow[3], 'period_ms', options.flow[4])
+  end
+end
+
+local name = string.match(prefix, '{([^}]*)}$') -- of the queue, with which the public id of a job begins
 local answers, began = {}, {}
 for i = 4, #ARGV, 2 do
   local part, new = ARGV[i], ARGV[i + 1]
@@ -40,12 +49,12 @@ for i = 4, #ARGV, 2 do
   local answer = ''
   if code == 'f' and redis.call('ZREM', prefix .. ':dead', part) == 1 then
     local options = extra == '' and {} or cjson.decode(extra)
-    options.retry_of, options.key = part, options.key or part
+    options.retry_of, options.key = part, options.key or (name .. '.' .. part)
     options.due, options.dedup, options.unique, options.given = nil, nil, nil, nil
-    if options.flow then
-      redis.call('HSET', prefix .. ':flow:' .. flow, 'parallelism', options.flow[2], 'rate', options.flow[3],
-        'period_ms', options.flow[4])
+    if options.deadline and options.deadline <= now then
+      options.deadline = nil
     end
+    limit_flow(flow, options)
     redis.call('SET', prefix .. ':job:' .. new, 'p' .. type .. '\n' .. priority .. '\n' .. flow .. '\n\n' .. now_text
       .. '\n'
       .. cjson.encode(options) .. '\n' .. args)
@@ -58,6 +67,7 @@ for i = 4, #ARGV, 2 do
     local entry = redis.call('HGET', states, part) or 'parked 0 0 0'
     local token, attempt, lost = string.match(entry, '^%a+ (%d+) (%d+) (%d+)')
     redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text)
+    limit_flow(flow, extra == '' and {} or cjson.decode(extra))
     push(priority, flow, part)
     redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'retrying', -1)
     redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'queued', 1)

@@ -22,7 +22,7 @@ for _, part in ipairs(parts) do
   local record = redis.call('GET', prefix .. ':job:' .. part)
   local state, token, attempt, lost = string.match(redis.call('HGET', states, part) or '', '^(%a+) (%d+) (%d+) (%d+)')
   if record and state == 'parked' then
-    local priority, flow = string.match(record, '^.[^\n]*\n([^\n]*)\n([^\n]*)\n')
+    local priority, flow, extra = string.match(record, '^.[^\n]*\n([^\n]*)\n([^\n]*)\n[^\n]*\n[^\n]*\n([^\n]*)\n')
     redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text)
     if flow == '' then
       if redis.call('RPUSH', prefix .. ':ready:' .. priority, part) == 1 then
@@ -31,9 +31,14 @@ for _, part in ipairs(parts) do
     else
       redis.call('RPUSH', prefix .. ':lane:' .. priority .. ':' .. flow, part)
       local key = prefix .. ':flow:' .. flow
+      if redis.call('HEXISTS', key, 'period_ms') == 0 then -- its limits are forgotten while it rests
+        local limits = cjson.decode(extra).flow
+        redis.call('HSET', key, 'parallelism', limits[2], 'rate', limits[3], 'period_ms', limits[4])
+      end
       local member, stalled = unpack(redis.call('HMGET', key, 'in' .. priority, 'stalled'))
       if not member and not stalled then
         redis.call('HSET', key, 'in' .. priority, 1)
+        redis.call('PERSIST', key)
         redis.call('RPUSH', prefix .. ':ring:' .. priority, flow)
       end
     end
