@@ -15,9 +15,10 @@ import pytest
 from counterseal import ConfigurationError, Counterseal, JobContext, Settings, State, task
 from counterseal.jobs.cron import Cron, Every
 from counterseal.jobs.schedule import Missed, Reconciliation, Schedule
-from counterseal.jobs.schedule_job import scheduled
+from counterseal.jobs.schedule_job import call_of, scheduled
 from counterseal.jobs.schedules import IN_USE
 from counterseal.jobs.types import CLEANUP_EXPIRED, EMAIL
+from counterseal.jobs.worker import Worker
 from counterseal.store.base import Store
 from support.schedules import KEYS, Process, next_hour, process_on, report, utc
 from support.servers import Server
@@ -312,6 +313,28 @@ class TestFaults:
         await one.at(tick + 20_000)
         assert len(await one.made("bad")) == 1
         assert await one.total() == 2
+
+    async def test_a_tick_is_not_run_again_though_its_job_is_done_and_forgotten(self, one: Process) -> None:
+        brief = report.using(keep=timedelta(milliseconds=1))
+        await one.schedules.put(scheduled(brief.call(), HOURLY))
+        tick = next_hour(one.store)
+        travel(one.store, timedelta(milliseconds=tick - one.store.now_ms()))
+        entries = one.schedules.entries
+        (entry,) = (await entries.claim(lease_ms=5_000, most=10, seen_every_ms=1, sets={})).entries
+        assert entry.schedule is not None
+        call = call_of(entry.schedule, tick)
+        (job,) = await one.jobs.enqueue_many([call])
+        async with Worker(one.store, keys=KEYS, tasks=[report]) as worker:
+            await eventually(lambda: worker.counts.completed == 1)
+
+            async def forgotten() -> bool:
+                return await one.jobs.get(job.id) is None
+
+            await eventually(forgotten)
+            await one.at(tick + 10_000)  # who held it died before it could note the tick
+            assert await one.total() == 1
+            await one.at(tick + HOUR_MS)
+            assert await one.total() == 2
 
     async def test_a_scheduler_makes_jobs_of_tasks_that_it_does_not_know(self, store: Store) -> None:
         @task(name="later", queue="slow", schema=3)
