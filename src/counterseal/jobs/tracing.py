@@ -1,11 +1,11 @@
 """Tracing: spans of OpenTelemetry that lead from the enqueue of a job to its runs, by the conventions for messages.
 
-No span has arguments, results or texts of errors. Nothing is made for an application that has set up no tracer provider.
+No span has arguments, results or texts of errors. Without a tracer provider of the application nothing is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Final
@@ -77,7 +77,7 @@ class Tracing:
         self._tracer = provider.get_tracer("counterseal.jobs", version("counterseal"))
 
     @contextmanager
-    def publish(self, queue: str | None, kind: str | None = None, *, count: int = 1) -> Iterator[Publishing]:
+    def publish(self, queue: str | None, kind: str | None = None, *, count: int = 1) -> Generator[Publishing]:
         """The span of an enqueue, current meanwhile. `queue` and `kind` are None for a batch that has several."""
         attributes: dict[str, str | int] = {
             "messaging.system": SYSTEM,
@@ -95,8 +95,8 @@ class Tracing:
             yield Publishing(span)
 
     @contextmanager
-    def process(self, leased: Leased, *, queue: str, extra: Extra, now_ms: int) -> Iterator[Running]:
-        """The span of a run, current meanwhile. It links to the enqueue, and of the first run that is the parent too."""
+    def process(self, leased: Leased, *, queue: str, extra: Extra, now_ms: int) -> Generator[Running]:
+        """The span of a run, current meanwhile. It links to the enqueue, which is the parent of a first run."""
         first = leased.attempt <= 1 and extra.retry_of is None
         attributes: dict[str, str | int | float] = {
             "messaging.system": SYSTEM,
@@ -130,7 +130,7 @@ class Tracing:
         attributes: dict[str, str | int | float] | dict[str, str | int],
         context: Context | None = None,
         links: list[Link] | None = None,
-    ) -> Iterator[Span]:
+    ) -> Generator[Span]:
         # What was raised is told by its name alone: its text may hold anything.
         with self._tracer.start_as_current_span(
             name, context, kind, attributes, links, record_exception=False, set_status_on_exception=False
