@@ -29,6 +29,7 @@ from counterseal.jobs.options import NO_EXTRA, Extra, read_extra
 from counterseal.jobs.retry import NO_RETRY, pause_ms
 from counterseal.jobs.scripts import Leased, Queue, Result
 from counterseal.jobs.task import DEFAULT_KEEP, Task
+from counterseal.jobs.tracing import Tracing
 from counterseal.jobs.types import KNOWN
 from counterseal.store.keys import JOB_DEAD_TTL
 
@@ -52,8 +53,8 @@ class Run:
 
     __slots__ = (
         "_abandoned", "_began", "_context", "_extra", "_lines", "_middleware", "_now_ms", "_progress", "_queue",
-        "_reason", "_reporting", "_task", "_threads", "_timer", "_why", "leased", "over", "result", "running",
-        "seconds",
+        "_reason", "_reporting", "_task", "_threads", "_timer", "_tracing", "_why", "leased", "over", "result",
+        "running", "seconds",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,7 @@ class Run:
         middleware: Sequence[Middleware],
         threads: Executor | None,
         now_ms: Callable[[], int],
+        tracing: Tracing | None = None,
     ) -> None:
         self.leased = leased
         self.running: asyncio.Task[None] | None = None
@@ -79,6 +81,7 @@ class Run:
         self._middleware = middleware
         self._threads = threads
         self._now_ms = now_ms
+        self._tracing = tracing
         self._extra: Extra = NO_EXTRA
         self._context: JobContext | None = None
         self._why = ""
@@ -147,8 +150,20 @@ class Run:
         refused = given if len(given) == _OUTCOME else self._limit()
         if refused is not None or len(given) == _OUTCOME:
             return refused
+        if self._tracing is None:
+            return await self._ran(task, *given)
+        with self._tracing.process(
+            self.leased, queue=self._queue.name, extra=self._extra, now_ms=self._now_ms()
+        ) as running:
+            outcome = await self._ran(task, *given)
+            running.ended(outcome)
+            return outcome
+
+    async def _ran(
+        self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[str, int, bytes] | None:
         try:
-            value = await self._call(task, self._made_context(), *given)
+            value = await self._call(task, self._made_context(), args, kwargs)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except asyncio.CancelledError:

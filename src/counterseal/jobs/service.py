@@ -178,9 +178,7 @@ class Jobs:
         if self._tracing is None:
             return await self._write_in(connection, call, call.options, aggregate)
         with self._tracing.publish(_queue_of(call.options, call.task), call.type) as publishing:
-            identifier = await self._write_in(
-                connection, call, publishing.traced(call.options), aggregate
-            )
+            identifier = await self._write_in(connection, call, publishing.traced(call.options), aggregate)
             publishing.made(identifier)
             return identifier
 
