@@ -25,6 +25,7 @@ from counterseal.jobs.scripts import Batch, Leased, Queue, Result
 from counterseal.jobs.service import by_name
 from counterseal.jobs.task import DEFAULT_QUEUE, Task, task
 from counterseal.jobs.threads import Threads
+from counterseal.jobs.tracing import Tracing
 from counterseal.jobs.types import PROBE
 from counterseal.store.base import Gap, Store
 from counterseal.store.keys import Keys
@@ -112,6 +113,7 @@ class Worker:
         grace: timedelta = timedelta(seconds=5),
         middleware: Sequence[Middleware] = (),
         name: str | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         if not queues:
             raise ConfigurationError("queues: expected at least one")
@@ -133,6 +135,7 @@ class Worker:
         self._poll_s = poll / timedelta(seconds=1)
         self._grace_s = grace / timedelta(seconds=1)
         self._middleware = tuple(middleware)
+        self._tracing = tracing
         self.name = name or secrets.token_hex(8)
         """What people tell it from other workers by."""
         self._identity = secrets.token_hex(8)  # of its calls, which count from 1
@@ -352,6 +355,7 @@ class Worker:
             middleware=self._middleware,
             threads=self._threads,
             now_ms=self._store.now_ms,
+            tracing=self._tracing,
         )
         source.running[leased.part] = run
         run.start(lambda: self._ended(source, run))
