@@ -23,6 +23,7 @@ from counterseal.jobs.qstash import PATH, Message
 from counterseal.jobs.run import Middleware, Run
 from counterseal.jobs.scripts import Leased, Queue, Result
 from counterseal.jobs.task import Task
+from counterseal.jobs.tracing import Tracing
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
 
@@ -80,8 +81,10 @@ class Deliveries:
         grace: timedelta,
         concurrency: int,
         middleware: Sequence[Middleware] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         self._store = store
+        self._tracing = tracing
         self._keys = keys
         self._tasks = tasks
         self._signing_keys = tuple(signing_keys)
@@ -178,6 +181,7 @@ class Deliveries:
             middleware=self._middleware,
             threads=self._threads,
             now_ms=self._store.now_ms,
+            tracing=self._tracing,
         )
         ended = self._running[run] = asyncio.Event()
         run.start(ended.set)
