@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
+
+from opentelemetry.trace import TracerProvider
 
 from counterseal.accounts.attempts import Attempts
 from counterseal.accounts.policies import COUNTED_ELSEWHERE, POLICIES
@@ -25,6 +28,7 @@ from counterseal.core.settings import Environment, Settings
 from counterseal.database.engine import Database
 from counterseal.database.outbox import Outbox
 from counterseal.health import Health, Probes
+from counterseal.jobs.carriage import Carriage
 from counterseal.jobs.context import JobContext
 from counterseal.jobs.cron import Cron
 from counterseal.jobs.options import Priority
@@ -34,6 +38,7 @@ from counterseal.jobs.scheduler import Scheduler
 from counterseal.jobs.schedules import APPLICATION, PRODUCT, Schedules
 from counterseal.jobs.service import OUTBOX_KIND, Jobs
 from counterseal.jobs.task import DEFAULT_QUEUE, Task, task
+from counterseal.jobs.tracing import tracing_of
 from counterseal.jobs.types import CLEANUP_EXPIRED
 from counterseal.jobs.worker import Worker
 from counterseal.ratelimit.policy import Elsewhere, Policy
@@ -62,6 +67,8 @@ class Counterseal:
     `schedules` are those that the code declares: what it declared before and does no longer is removed from the store
     when a scheduler starts. None declares nothing, and leaves those of the application as they are.
 
+    Jobs make spans of OpenTelemetry by `tracer_provider`, else by the one that the application has set up before this.
+
     Raises `ConfigurationError` with a sentence for every fault: settings that do not fit together, a URL that is not
     understood, a lifetime of a kind that nobody declared.
     """
@@ -76,6 +83,7 @@ class Counterseal:
         limits: Iterable[Policy] = (),
         elsewhere: Mapping[str, Elsewhere] | None = None,
         listeners: Mapping[type, Sequence[Listener]] | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         kinds = tuple(kinds)
         faults: list[str] = []
@@ -124,8 +132,18 @@ class Counterseal:
             emit=self.events.emit,
             wake=self._wake,
         )
+        own_tasks = self._own_tasks(tasks)
+        self._tracing = tracing_of(tracer_provider)
+        self._workers = weakref.WeakSet[Worker]()
+        self.carriage = Carriage(settings, store, keys=keys, tasks=own_tasks, tracing=self._tracing)
         self.jobs = Jobs(
-            store, keys=keys, tasks=self._own_tasks(tasks), max_payload=settings.jobs.max_payload
+            store,
+            keys=keys,
+            tasks=own_tasks,
+            carrier=self.carriage.carrier,
+            max_payload=settings.jobs.max_payload,
+            min_replicas=settings.redis.min_replicas,
+            tracing=self._tracing,
         )
         self.schedules = Schedules(store, keys=keys, jobs=self.jobs, code=_code(schedules))
         self.outbox = Outbox(
@@ -159,6 +177,7 @@ class Counterseal:
         limits: Iterable[Policy] = (),
         elsewhere: Mapping[str, Elsewhere] | None = None,
         listeners: Mapping[type, Sequence[Listener]] | None = None,
+        tracer_provider: TracerProvider | None = None,
     ) -> Self:
         """The services of these settings, by default of the environment's, to be used as `async with`.
 
@@ -173,6 +192,7 @@ class Counterseal:
             limits=limits,
             elsewhere=elsewhere,
             listeners=listeners,
+            tracer_provider=tracer_provider,
         )
 
     def worker(
@@ -188,7 +208,7 @@ class Counterseal:
         """
         tasks = self.jobs.tasks.values()
         named = queues or sorted({DEFAULT_QUEUE, *(task.queue for task in tasks)})
-        return Worker(
+        worker = Worker(
             self.store,
             keys=self._keys,
             tasks=tasks,
@@ -197,7 +217,15 @@ class Counterseal:
             lease=self.settings.jobs.lease,
             grace=self.settings.web.grace / 2,
             middleware=middleware,
+            tracing=self._tracing,
         )
+        self._workers.add(worker)
+        return worker
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers of this process that were made here and are still about, entered or not."""
+        return list(self._workers)
 
     def scheduler(self) -> Scheduler:
         """Makes the jobs of the schedules, to be used as `async with` inside this one.
@@ -221,6 +249,7 @@ class Counterseal:
             stack.push_async_callback(self.events.close)
             await stack.enter_async_context(self.sessions)
             stack.push_async_callback(self.jobs.close)
+            await stack.enter_async_context(self.carriage)
             await stack.enter_async_context(self.outbox)
             stack.push_async_callback(self.health.close)
             stack.push_async_callback(self._background.close)

@@ -11,6 +11,7 @@ from counterseal.jobs.delivery import Deliveries
 from counterseal.jobs.qstash import QStash
 from counterseal.jobs.service import by_name
 from counterseal.jobs.task import Task
+from counterseal.jobs.tracing import Tracing
 from counterseal.jobs.types import PROBE
 from counterseal.jobs.worker import probe
 from counterseal.store.base import Store
@@ -25,7 +26,13 @@ class Carriage:
     """
 
     def __init__(
-        self, settings: Settings, store: Store, *, keys: Keys, tasks: Iterable[Task[Any, Any]]
+        self,
+        settings: Settings,
+        store: Store,
+        *,
+        keys: Keys,
+        tasks: Iterable[Task[Any, Any]],
+        tracing: Tracing | None = None,
     ) -> None:
         qstash, public_url = settings.qstash, settings.web.public_url
         known: dict[str, Task[Any, Any]] = {PROBE: probe, **by_name(tasks)}
@@ -48,6 +55,7 @@ class Carriage:
                 lease=settings.jobs.lease,
                 grace=settings.web.grace / 2,
                 concurrency=settings.jobs.concurrency,
+                tracing=tracing,
             )
 
     async def __aenter__(self) -> Self:
