@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
 
 from counterseal.core.background import end
 from counterseal.core.errors import StoreUnavailable
@@ -55,34 +55,36 @@ class Intake:
         self._queue = queue
         self._min_replicas = min_replicas
         self._load: _Load | None = None
+        self._turn = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def add(self, job: Sequence[Argument], size: int) -> str:
         """Accept one job, five arguments: '' or the part that was there. One round trip, shared with this turn's jobs.
 
-        Who comes first in a turn waits for its end; when nobody else came it goes by itself.
+        Who comes first in a turn of the event loop goes by itself; the others of that turn share a call.
         """
+        if not self._turn:
+            self._turn = True
+            asyncio.get_running_loop().call_soon(self._end_turn)
+            return await self._one(job)
         load = self._load
-        if load is not None and not load.full:
-            load.arguments += job
-            load.size += size
-            return await _place(load)
-        load = self._load = _Load(list(job), size)
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            del load.arguments[:_FIELDS]
-            self._close(load)
-            if load.waiting:
-                self._send(load)
-            raise
-        self._close(load)
-        if not load.waiting:
-            return (await self._accepted(load.arguments))[0]
-        first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        load.waiting.insert(0, first)
-        self._send(load)
-        return await first
+        if load is None:
+            load = self._load = _Load([], 0)
+        load.arguments += job
+        load.size += size
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        load.waiting.append(future)
+        if load.full:
+            self._load = None
+            self._send(load)
+        return await future
+
+    async def _one(self, job: Sequence[Argument]) -> str:
+        part, kind, priority, args, extra = job
+        if extra or self._min_replicas:
+            return (await self._accepted(job))[0]
+        await self._queue.enqueue_one(str(part), str(kind), str(priority), cast("bytes", args))
+        return ""
 
     async def add_many(self, jobs: Sequence[Argument]) -> list[str]:
         """Accept many jobs, five arguments each, in calls of 250 that leave together: one round trip.
@@ -115,10 +117,12 @@ class Intake:
             await self._queue.confirm(str(new), replicas=self._min_replicas)
         return answers
 
-    def _close(self, load: _Load) -> None:
-        """Let nobody join it any more."""
-        if self._load is load:
-            self._load = None
+    def _end_turn(self) -> None:
+        """Send what came after the first."""
+        self._turn = False
+        load, self._load = self._load, None
+        if load is not None:
+            self._send(load)
 
     def _send(self, load: _Load) -> None:
         # In a task of its own, so that the cancellation of one takes the job of nobody else along.
@@ -153,9 +157,3 @@ def _calls(jobs: Sequence[Argument]) -> list[Sequence[Argument]]:
         args = jobs[at + 3]
         size += len(args) if isinstance(args, (bytes, str)) else 0
     return [*calls, jobs[first:]] if jobs else []
-
-
-def _place(load: _Load) -> asyncio.Future[str]:
-    future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    load.waiting.append(future)
-    return future

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, NamedTuple
 
@@ -19,6 +19,9 @@ MOST_LOST: Final = 3
 LEASED_AT_ONCE: Final = 200
 """So many jobs one call leases at most."""
 
+_SENT: Final = "-to"
+_SENT_CALL: Final = "0"
+
 LOG_LINES: Final = 200
 
 _MS: Final = timedelta(milliseconds=1)
@@ -27,6 +30,7 @@ _LOST_ERROR: Final = f'["WorkerLost","{MOST_LOST} workers in turn did not come b
 _REPORT_MS: Final = timedelta(days=7) // _MS
 
 _ENQUEUE: Final = load_script("counterseal.jobs", "enqueue")
+_ENQUEUE_ONE: Final = load_script("counterseal.jobs", "enqueue_one")
 _LEASE: Final = load_script("counterseal.jobs", "lease")
 _EXTEND: Final = load_script("counterseal.jobs", "extend")
 _FINISH: Final = load_script("counterseal.jobs", "finish")
@@ -83,10 +87,11 @@ class Queue:
     keys: Keys
     name: str
 
-    @property
-    def prefix(self) -> str:
-        """What every key of the queue begins with."""
-        return self.keys.jobs_prefix(self.name)
+    prefix: str = field(init=False)
+    """What every key of the queue begins with."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix", self.keys.jobs_prefix(self.name))
 
     async def enqueue(self, jobs: Sequence[Argument]) -> list[str]:
         """Accept jobs, five arguments each as the script says; for each '' or the part that was there already."""
@@ -98,6 +103,25 @@ class Queue:
             jobs=jobs,
         )
         return [item.decode() if isinstance(item, bytes) else "" for item in _items(reply)]
+
+    async def enqueue_one(self, part: str, kind: str, priority: str, args: bytes) -> None:
+        """Accept a job that asks for nothing, and has a part that nobody else has."""
+        prefix = self.prefix
+        now_ms = self.store.now_ms()
+        await self.store.run(
+            _ENQUEUE_ONE,
+            queue=f"{prefix}:queue",
+            record=f"{prefix}:job:{part}",
+            lane=f"{prefix}:ready:{priority}",
+            ring=f"{prefix}:ring:{priority}",
+            stats=f"{prefix}:stats:{kind}",
+            events=f"{prefix}:events",
+            prefix=prefix,
+            part=part,
+            type=kind,
+            now_ms=now_ms,
+            text=b"p%b\n%b\n\n\n%d\n\n%b" % (kind.encode(), priority.encode(), now_ms, args),
+        )
 
     async def confirm(self, part: str, *, replicas: int) -> None:
         """Wait until what was written is on so many replicas; `part` is one of the new jobs, '' for none.
@@ -115,8 +139,11 @@ class Queue:
             f"jobs were written, but are not known to be on {replicas} replicas, as COUNTERSEAL_MIN_REPLICAS asks for"
         ) from why
 
-    async def lease(self, *, room: int, worker: str, call: str, lease_ms: int) -> Batch:
-        """Hold up to `room` queued jobs, after putting back those that are due or lost."""
+    async def lease(self, *, room: int, worker: str, call: str, lease_ms: int, idle: bool = False) -> Batch:
+        """Hold up to `room` queued jobs, after putting back those that are due or lost.
+
+        With `idle` a job that comes alone is sent to this worker as long as it has room left: see `sent`.
+        """
         reply = await self.store.run(
             _LEASE,
             queue=self.keys.jobs_queue(self.name),
@@ -129,12 +156,36 @@ class Queue:
             most_lost=MOST_LOST,
             lost_error=_LOST_ERROR,
             keep_dead_ms=_DEAD_MS,
+            idle=int(idle),
         )
         match reply:
             case [list() as found, int(next_ms), int(gone), int(parked)]:
                 return Batch([self._leased(item) for item in found], next_ms, gone, parked)
             case _:
                 raise CodecError("leased jobs can't be read", key=self.prefix)
+
+    def sent_to(self, worker: str) -> str:
+        """The channel on which jobs are sent to a worker."""
+        return f"{self.prefix}:to:{worker}"
+
+    def sent(self, data: bytes) -> Leased:
+        """A job that was sent to this worker, which holds it."""
+        head, _, record = data.partition(b"\n")
+        part, _, entry = head.partition(b" ")
+        return self._leased([part, entry, record])
+
+    async def held(self, worker: str) -> str | None:
+        """The part of the last job that was sent to a worker, while its lease lasts; None when there is none."""
+        found = await self.store.command("GET", f"{self.prefix}:held:{worker}{_SENT}")
+        return found.split()[1].decode() if isinstance(found, bytes) else None
+
+    async def recall_sent(self, worker: str) -> int:
+        """Give back the last job that was sent to a worker who never saw it."""
+        return await self.recall(worker=f"{worker}{_SENT}", call=_SENT_CALL)
+
+    async def leave(self, worker: str, *, lease_ms: int) -> None:
+        """Have no more jobs sent to a worker."""
+        await self.store.command("SREM", f"{self.prefix}:idle", f"{worker} {lease_ms}")
 
     async def extend(self, leases: Sequence[Leased], *, lease_ms: int) -> list[str]:
         """Prolong leases; for each '' when it is held, `lost`, or `cancel` and a reason."""

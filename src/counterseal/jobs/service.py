@@ -44,7 +44,7 @@ MAX_PAYLOAD: Final = 2**20
 OUTBOX_KIND: Final = "job"
 
 _MS: Final = timedelta(milliseconds=1)
-_PRIORITIES: Final = {priority: str(int(priority)).encode() for priority in Priority}
+_PRIORITIES: Final = {priority: str(int(priority)) for priority in Priority}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 LEASE: Final = timedelta(seconds=15)
 POLL: Final = timedelta(seconds=5)
 
+_SENDING: Final = frozenset({"embedded", "native", "sentinel"})
 _LET_GO_S: Final = 1.0  # for handing back the jobs that are cut off
 _MOST_AHEAD: Final = 100
 _AHEAD_S: Final = 0.02
@@ -125,11 +127,15 @@ class Worker:
         self._store = store
         self._tasks: dict[str, Task[Any, Any]] = {PROBE: probe, **by_name(tasks)}
         self._sources = [_Source(Queue(store, keys, name), weight) for name, weight in weights.items()]
+        self._identity = secrets.token_hex(8)  # of its calls, which count from 1
         self._channels = {
             f"{source.queue.prefix}:{kind}": (source, kind)
             for source in self._sources
             for kind in ("wake", "control")
         }
+        self._sent = {source.queue.sent_to(self._identity): source for source in self._sources}
+        self._hears = False
+        """Whether jobs may be sent to it."""
         self._concurrency = concurrency
         self._lease_ms = lease // timedelta(milliseconds=1)
         self._poll_s = poll / timedelta(seconds=1)
@@ -138,7 +144,6 @@ class Worker:
         self._tracing = tracing
         self.name = name or secrets.token_hex(8)
         """What people tell it from other workers by."""
-        self._identity = secrets.token_hex(8)  # of its calls, which count from 1
         self.counts = WorkerCounts()
         self.leased_at: float | None = None
         """When a lease call was last answered, by the loop's clock."""
@@ -150,6 +155,16 @@ class Worker:
         self._average_s = 1.0
         self._stale: asyncio.TimerHandle | None = None
         self._ends = 0
+
+    @property
+    def queues(self) -> dict[str, int]:
+        """The queues that it takes jobs from, with their weights."""
+        return {source.queue.name: source.weight for source in self._sources}
+
+    @property
+    def concurrency(self) -> int:
+        """How many jobs it runs at once."""
+        return self._concurrency
 
     @property
     def running(self) -> int:
@@ -178,6 +193,11 @@ class Worker:
         self._wake.set()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._grace_s
+        if self._hears:
+            self._hears = False
+            for source in self._sources:
+                with suppress(StoreError):
+                    await source.queue.leave(self._identity, lease_ms=self._lease_ms)
         try:
             for source in self._sources:
                 self._give_back(source)
@@ -288,7 +308,7 @@ class Worker:
         call = str(source.calls)
         try:
             batch = await source.queue.lease(
-                room=room, worker=self._identity, call=call, lease_ms=self._lease_ms
+                room=room, worker=self._identity, call=call, lease_ms=self._lease_ms, idle=self._hears
             )
         except BaseException:
             source.lost_call = call
@@ -452,12 +472,18 @@ class Worker:
         failures = 0
         while True:
             try:
-                async with self._store.subscribe(*self._channels, limit=10_000) as messages:
+                async with self._store.subscribe(*self._channels, *self._sent, limit=10_000) as messages:
                     failures = 0
+                    # On a Cluster the node that has the queue does not know who listens at another one.
+                    self._hears = self._store.kind in _SENDING and not self._closing
                     self._wake.set()
                     async for message in messages:
                         if isinstance(message, Gap):
+                            await self._look_for_sent()
                             self._wake.set()
+                            continue
+                        if (source := self._sent.get(message.channel)) is not None:
+                            self._take(source, message.data)
                             continue
                         source, kind = self._channels[message.channel]
                         if kind == "wake":
@@ -473,6 +499,32 @@ class Worker:
                         fault,
                     )
             await asyncio.sleep(full_jitter(failures + 1, longest=self._poll_s))
+
+    def _take(self, source: _Source, data: bytes) -> None:
+        """Begin a job that was sent here."""
+        leased = source.queue.sent(data)
+        if leased.part in source.running:
+            return
+        self.counts.leased += 1
+        source.ahead.append(leased)
+        if self._closing:
+            self._give_back(source)
+            return
+        self._start()
+        self._wake.set()
+
+    async def _look_for_sent(self) -> None:
+        """Give back a job that was sent while nothing was heard."""
+        for source in self._sources:
+            with suppress(StoreError):
+                part = await source.queue.held(self._identity)
+                known = {
+                    *source.running,
+                    *(job.part for job in source.ahead),
+                    *(r.part for r in source.results),
+                }
+                if part is not None and part not in known:
+                    await source.queue.recall_sent(self._identity)
 
     def _obey(self, source: _Source, order: bytes) -> None:
         """Cancel a job that runs here."""

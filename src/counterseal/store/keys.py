@@ -21,6 +21,8 @@
 | `<ns>:jobs:{<queue>}:parked:<type>` | sorted set | none: as above | the same of one type by the schema of their arguments |
 | `<ns>:jobs:{<queue>}:dead` | sorted set | none: an entry goes 30 days after its job failed | dead letters by when they failed |
 | `<ns>:jobs:{<queue>}:held:<worker>` | string | one lease, 5 min when it was recalled | a worker's last lease call and its jobs |
+| `<ns>:jobs:{<queue>}:held:<worker>-to` | string | one lease | the last job that was sent to a worker |
+| `<ns>:jobs:{<queue>}:idle` | set | none: workers that have room, each takes itself off | workers that a job may be sent to, with the length of their leases |
 | `<ns>:jobs:{<queue>}:dedup:<id>` | string | the window that its job asked for | the job that has this deduplication id |
 | `<ns>:jobs:{<queue>}:unique:<key>` | string | what its job asked for, at most until that ends | the job that has this unique key |
 | `<ns>:jobs:{<queue>}:tag:<tag>` | sorted set | 30 days from the last job with it | the jobs with a tag by when they were queued |
@@ -56,7 +58,8 @@
 | `<ns>:sessions:{pending}` | stream | none: what the database must be told has to outlive any outage; at most 100,000 entries, each removed once it is told | revocations and rotations that were accepted while the database was down |
 | `<ns>:doctor:{<id>}` | string | 1 min | what the doctor writes to see whether it may |
 
-Channels: `<ns>:jobs:{<queue>}:wake` tells idle workers that jobs are ready, `<ns>:jobs:{<queue>}:control` tells workers
+Channels: `<ns>:jobs:{<queue>}:wake` tells idle workers that jobs are ready, `<ns>:jobs:{<queue>}:to:<worker>` brings a job to
+one that waits, `<ns>:jobs:{<queue>}:control` tells workers
 which running jobs shall end, `<ns>:jobs:{<queue>}:ended` tells of jobs that have ended and how, and
 `<ns>:jobs:{<queue>}:live:<part>` of the progress and the log of one; `<ns>:jobs:{schedules}:changed` tells schedulers
 that schedules have changed; `<ns>:cache:loaded` tells the key of a value that somebody waits for, and
@@ -82,7 +85,7 @@ RATE_LIMIT_COUNTS_TTL = timedelta(days=8)
 WITHOUT_TTL = (
     r"[^:]+:jobs:queues",
     r"[^:]+:jobs:\{schedules\}:(schedules|next)",
-    r"[^:]+:jobs:\{[^}]+\}:(queue|state|flowdue|delayed|running|cancel|parked|dead|logged|events|types|carried|messages)",
+    r"[^:]+:jobs:\{[^}]+\}:(queue|state|flowdue|delayed|running|cancel|parked|dead|idle|logged|events|types|carried|messages)",
     r"[^:]+:jobs:\{[^}]+\}:(job|ready|ring|flow|parked|stats|times):[^:]+",
     r"[^:]+:jobs:\{[^}]+\}:lane:[^:]+:[^:]+",
     r"[^:]+:live:\{[^}]+\}",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 
 from counterseal.store.wire import Argument
@@ -36,39 +36,41 @@ class Script:
     sha: str
     keys: tuple[str, ...]
     args: tuple[str, ...]
+    _plan: tuple[tuple[str, bool], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # It is run for every call, so the names are taken apart once.
+        plan = tuple((name.removesuffix("..."), name.endswith("...")) for name in (*self.keys, *self.args))
+        object.__setattr__(self, "_plan", plan)
 
     def bind(self, arguments: Mapping[str, Argument | Sequence[Argument]]) -> tuple[int, list[Argument]]:
         """The number of keys, then keys and arguments in the order of the header.
 
         Raises `TypeError` naming what is missing or unknown, as a Python call would.
         """
-        keys = self._pick(self.keys, arguments)
-        bound = keys + self._pick(self.args, arguments)
-        if len(arguments) != len(self.keys) + len(self.args):
-            known = {name.removesuffix("...") for name in (*self.keys, *self.args)}
+        bound: list[Argument] = []
+        own = len(self.keys)
+        count = 0
+        for position, (name, many) in enumerate(self._plan):
+            if name not in arguments:
+                raise TypeError(f"script {self.name} needs the argument {name}")
+            value = arguments[name]
+            plain = isinstance(value, (str, bytes, int, float))
+            if many:
+                if plain:
+                    raise TypeError(f"script {self.name} takes a sequence as {name}")
+                bound += value
+            elif plain:
+                bound.append(value)
+            else:
+                raise TypeError(f"script {self.name} takes one value as {name}")
+            if position < own:
+                count = len(bound)
+        if len(arguments) != len(self._plan):
+            known = {name for name, _ in self._plan}
             unknown = ", ".join(sorted(set(arguments) - known))
             raise TypeError(f"script {self.name} takes no argument named {unknown}")
-        return len(keys), bound
-
-    def _pick(
-        self, names: tuple[str, ...], arguments: Mapping[str, Argument | Sequence[Argument]]
-    ) -> list[Argument]:
-        picked: list[Argument] = []
-        for name in names:
-            many = name.endswith("...")
-            plain = name.removesuffix("...")
-            if plain not in arguments:
-                raise TypeError(f"script {self.name} needs the argument {plain}")
-            value = arguments[plain]
-            if many:
-                if isinstance(value, (str, bytes, int, float)):
-                    raise TypeError(f"script {self.name} takes a sequence as {plain}")
-                picked.extend(value)
-            else:
-                if not isinstance(value, (str, bytes, int, float)):
-                    raise TypeError(f"script {self.name} takes one value as {plain}")
-                picked.append(value)
-        return picked
+        return count, bound
 
 
 def parse_script(name: str, source: str) -> Script:

@@ -1,12 +1,13 @@
 -- lease: hands queued jobs to a worker, after those that are due and those whose worker did not come back
 -- keys: queue
--- args: prefix now_ms lease_ms room worker call most_lost lost_error keep_dead_ms
+-- args: prefix now_ms lease_ms room worker call most_lost lost_error keep_dead_ms idle
 -- returns: a list of leased jobs, the milliseconds until something is due (-1 when nothing is), the number of
 --   records that were gone, and that of parked jobs. A job is part, state entry, record; the token in the entry
 --   fences its result.
 -- ttl: held by lease_ms; records that fail here by keep_dead_ms; a flow that rests by its period; recent 30 days
 local prefix, now, lease_ms, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local worker, call, most_lost, lost_error, keep_dead_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
+local idle = ARGV[10]
 local queue, running, delayed, states = KEYS[1], prefix .. ':running', prefix .. ':delayed', prefix .. ':state'
 local flow_due = prefix .. ':flowdue'
 local AT_ONCE = 200
@@ -359,6 +360,9 @@ if #ended > 0 then
 end
 if #held > 0 then
   redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'started', table.concat(held, ' '))
+end
+if idle == '1' then -- a job that comes alone may be sent to it, as long as it has room
+  redis.call(room > 0 and 'SADD' or 'SREM', prefix .. ':idle', worker .. ' ' .. whole(lease_ms))
 end
 if woken and room <= 0 then -- what this worker has no room for is for another
   redis.pcall('PUBLISH', prefix .. ':wake', '')
