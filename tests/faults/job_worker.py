@@ -1,12 +1,13 @@
 """A worker in a process of its own, which hurts itself: `python job_worker.py URL LEASE_MS FAULT [BOUNDARY] [NUMBER]`.
 
-FAULT is what happens when BOUNDARY is reached for the NUMBERth time: `kill` (SIGKILL), `stop` (SIGSTOP), `none`; or what
-a handler does: `block` holds the event loop up until the file `go` is there, `thread` never returns.
+FAULT is what happens when BOUNDARY is reached for the NUMBERth time: `kill` (SIGKILL), `stop` (SIGSTOP), `none`; or
+what the handler does: `block` holds the event loop up until the file `go` is there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -31,16 +32,14 @@ from counterseal.store.open import open_store
 URL, LEASE_MS, FAULT, BOUNDARY, NUMBER = (*sys.argv[1:], *("none", "", "1")[len(sys.argv) - 3 :])
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
-reached = 0
+reached = itertools.count(1)
 stores: list[Store] = []
 
 
 def boundary(name: str) -> None:
-    global reached
     if name != BOUNDARY or FAULT not in SIGNALS:
         return
-    reached += 1
-    if reached == int(NUMBER):
+    if next(reached) == int(NUMBER):
         os.kill(os.getpid(), SIGNALS[FAULT])
 
 
