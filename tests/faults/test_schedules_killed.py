@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from counterseal.jobs.cron import Cron
+from counterseal.jobs.cron import Cron, Every
 from counterseal.jobs.schedule import Missed
 from counterseal.jobs.schedule_job import scheduled, tick_part
 from counterseal.jobs.scheduler import LEASE
@@ -87,3 +87,22 @@ async def test_processes_that_race_make_one_job_for_each_tick_though_one_is_kill
         assert {job.id.partition(".")[2] for job in await one.made()} == {
             tick_part("report", tick + hour * HOUR_MS) for hour in range(hours + 1)
         }
+
+
+async def test_a_scheduler_goes_on_when_redis_is_there_again(servers: Callable[..., Server]) -> None:
+    server = servers(appendonly=True)
+    async with store_on(server) as store:
+        one = process_on(store)
+        await one.schedules.put(scheduled(report.call(), Every(timedelta(seconds=1))))
+
+        async def more_than(count: int) -> bool:
+            return await one.total() > count
+
+        async with one.scheduler:
+            await eventually(lambda: more_than(0), within=10)
+            server.kill()
+            await eventually(lambda: not store.available)
+            server.start()
+            await eventually(lambda: store.available, within=10)
+            made = await one.total()
+            await eventually(lambda: more_than(made + 1), within=15)
