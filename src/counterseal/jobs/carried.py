@@ -47,7 +47,7 @@ class Begun:
     leased: Leased | None = None
     refusal: str = ""
     """`gone`, `other` (of another type), `completed`, `failed`, `cancelled`, or why to come again: `running`, `paused`,
-    `scheduled`, `retrying` (not due yet), `full`."""
+    `early` (it is not due yet), `full`."""
     wait_ms: int = 0
     """When to come again."""
 

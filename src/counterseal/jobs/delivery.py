@@ -44,7 +44,7 @@ class Delivered:
     | `completed`, `cancelled` | so it ended, now or before | 200 |
     | `failed` | a dead letter; so is what can't be run at all: `gone`, `other`, `malformed` | 489 |
     | `retrying` | it failed, and is to run again | 500 |
-    | `parked`, `queued`, `lost`, `running`, `paused`, `full`, `scheduled` | nothing has ended: come again | 503 |
+    | `parked`, `queued`, `lost`, `running`, `paused`, `full`, `early` | nothing has ended: come again | 503 |
     """
 
     state: str

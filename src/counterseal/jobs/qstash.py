@@ -320,8 +320,9 @@ class _Taking:
         try:
             await self._carrier.publish(self._carried, record)
         except CarrierUnavailable:
-            await self._carried.withdraw(record.part)
-            raise
+            if await self._carried.withdraw(record.part):
+                raise
+            # It has begun: what answered for QStash was wrong.
 
 
 def retry_delay(policy: Retry) -> str | None:

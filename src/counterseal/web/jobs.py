@@ -33,7 +33,7 @@ _SENTENCES: Final[Mapping[str, tuple[int, str]]] = {
     "running": (503, "The job is running."),
     "paused": (503, "The queue of the job is paused."),
     "full": (503, "As many jobs of the queue run as may."),
-    "scheduled": (503, "The job is not due yet."),
+    "early": (503, "The job is not due yet."),
 }
 
 

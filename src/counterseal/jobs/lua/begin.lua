@@ -83,7 +83,7 @@ if paused then
   return { 'wait', 'paused', 60000 }
 end
 if (state == 'scheduled' or state == 'retrying') and tonumber(ms) > now + early_ms then
-  return { 'wait', state, tonumber(ms) - now }
+  return { 'wait', 'early', tonumber(ms) - now }
 end
 if parallelism and redis.call('ZCARD', running) >= tonumber(parallelism) then
   return { 'wait', 'full', 1000 }
