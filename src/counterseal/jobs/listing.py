@@ -102,13 +102,14 @@ class Listing:
         prefix = self._keys.jobs_prefix(queue)
         running = ("ZRANGE", f"{prefix}:running", 0, MOST - 1)
         delayed = ("ZRANGE", f"{prefix}:delayed", 0, MOST - 1)
+        carried = ("ZRANGE", f"{prefix}:carried", 0, MOST - 1)
         parked = ("ZREVRANGE", f"{prefix}:parked", 0, MOST - 1)
         recent = ("LRANGE", f"{prefix}:recent", 0, MOST - 1)
         dead = ("ZREVRANGE", f"{prefix}:dead", 0, MOST - 1)
         by_state: dict[State, list[tuple[str, str, int, int]]] = {
             State.RUNNING: [running],
-            State.SCHEDULED: [delayed],
-            State.RETRYING: [delayed, parked],
+            State.SCHEDULED: [delayed, carried],
+            State.RETRYING: [delayed, carried, parked],
             State.FAILED: [dead],
             State.COMPLETED: [recent],
             State.CANCELLED: [recent],
@@ -117,8 +118,8 @@ class Listing:
             return await self._ranges(*by_state[state])
         lanes = await self._lanes(prefix)
         if state is State.QUEUED:
-            return await self._ranges(*lanes)
-        return await self._ranges(running, *lanes, delayed, parked, dead, recent)
+            return await self._ranges(*lanes, carried)
+        return await self._ranges(running, *lanes, delayed, carried, parked, dead, recent)
 
     async def _lanes(self, prefix: str) -> list[tuple[str, str, int, int]]:
         """How to read what is queued: lanes without a flow, and of a hundred flows in turn and a hundred held up."""
