@@ -103,7 +103,12 @@ async def test_two_schedulers_that_look_at_once_make_one_job_for_each_tick(
 ) -> None:
     async with backend.store() as other_store:
         other = process_on(other_store)
-        await one.schedules.put(scheduled(report.call(), Every(timedelta(minutes=1)), missed=Missed.ALL))
+        every = scheduled(report.call(), Every(timedelta(minutes=1)), missed=Missed.ALL)
+        # From a second after a tick, so that none comes by itself.
+        begin = every.next_after(max(one.store.now_ms(), other_store.now_ms())) + 1_000
+        for each in (one.store, other_store):
+            travel(each, timedelta(milliseconds=begin - each.now_ms()))
+        await one.schedules.put(every)
         for _ in range(20):
             travel(one.store, timedelta(minutes=1))
             travel(other_store, timedelta(minutes=1))

@@ -58,7 +58,12 @@ def process_on(
     code: Iterable[Schedule] | None = None,
     max_payload: int = MAX_PAYLOAD,
 ) -> Process:
-    """A process that has these tasks and, when it declares any, these schedules in its code."""
+    """A process that has these tasks and, when it declares any, these schedules in its code.
+
+    Shortly before a full hour its clock is moved past it, so that no hour begins in the middle of a test.
+    """
+    if next_hour(store) - store.now_ms() < 300_000:
+        travel(store, timedelta(minutes=10))
     jobs = Jobs(store, keys=KEYS, tasks=tasks, max_payload=max_payload)
     declared = {} if code is None else {APPLICATION: tuple(code)}
     schedules = Schedules(store, keys=KEYS, jobs=jobs, code=declared)
