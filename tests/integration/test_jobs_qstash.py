@@ -9,14 +9,17 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
 from counterseal.core.errors import CarrierUnavailable, NonRetryable, RetryLater
 from counterseal.jobs.context import JobContext
+from counterseal.jobs.cron import Every
 from counterseal.jobs.job import State
 from counterseal.jobs.options import Flow
 from counterseal.jobs.qstash import retry_delay
 from counterseal.jobs.retry import Exponential, Fixed, Formula, Listed
+from counterseal.jobs.schedule_job import scheduled
 from counterseal.jobs.statistics import JobStats
 from counterseal.jobs.task import task
 from support.qstash import Carried, QStashServer, carried_on
@@ -237,6 +240,23 @@ async def test_many_jobs_are_many_messages(carried: Carried):
     assert (await carried.seal.jobs.stats())["greet"].pending == 50
 
 
+async def test_the_job_of_a_tick_is_carried_too(carried: Carried):
+    await carried.seal.schedules.put(scheduled(greet.call("Ada"), Every(timedelta(days=1)), id="daily"))
+    made = await carried.seal.schedules.run_now("daily")
+    await carried.qstash.deliver()
+    job = await carried.seal.jobs.get(made.id)
+    assert (job.state, job.schedule) == (State.COMPLETED, "daily")
+
+
+async def test_a_job_of_the_outbox_is_carried_too(carried: Carried):
+    async with carried.seal.database.begin() as connection:
+        identifier = await carried.seal.jobs.enqueue_in(connection, greet, "Ada")
+    carried.seal.outbox.wake()
+    await eventually(lambda: carried.qstash.of(identifier))
+    await carried.qstash.deliver()
+    assert (await carried.seal.jobs.get(identifier)).state is State.COMPLETED
+
+
 async def test_flow_control_is_that_of_qstash(carried: Carried):
     flow = Flow("tenant:1", parallelism=2, rate=10, period=timedelta(minutes=1))
     made = await carried.seal.jobs.enqueue(greet.using(flow=flow), "Ada")
@@ -385,6 +405,9 @@ async def test_forged_deliveries_run_nothing_and_all_get_the_same_answer(carried
     deliveries = carried.seal.carriage.deliveries
     assert deliveries is not None
     assert (deliveries.counts.forged, deliveries.counts.accepted) == (len(forged), 0)
+    async with httpx.AsyncClient() as client:
+        metrics = (await client.get(f"{qstash.target}/metrics")).text
+    assert f'counterseal_job_deliveries_total{{outcome="forged"}} {len(forged)}.0' in metrics
     assert not ran
 
 

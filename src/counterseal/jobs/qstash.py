@@ -16,8 +16,8 @@ Who dies between 1 and 2, or learns nothing in 2, leaves a job whose look is due
 publishes it again, with the same deduplication id. Who dies after the message was taken and before that was noted
 leaves the same, and QStash knows the duplicate. Who dies while the job runs gives QStash no answer, so it delivers
 again, and `begin` takes over once the lease has run out. When QStash gives up because this side was away for all its
-attempts, the look that is due 15 min later publishes a new message; QStash knows a duplicate for 10. Two messages of one
-job do no harm: one delivery begins it, the other is told to come later or that it has ended.
+attempts, the look that is due 15 min later publishes a new message; QStash knows a duplicate for 10. Two messages of
+one job do no harm: one delivery begins it, the other is told to come later or that it has ended.
 """
 
 from __future__ import annotations

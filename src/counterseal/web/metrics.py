@@ -77,6 +77,7 @@ class ServiceMetrics(Collector):
         yield from self._cache()
         yield from self._sessions()
         yield from self._jobs()
+        yield from self._deliveries()
 
     def _store(self) -> Iterable[Metric]:
         store = self._seal.store
@@ -184,6 +185,19 @@ class ServiceMetrics(Collector):
             by_state.add_metric((task, "completed"), stats.completed)
             by_state.add_metric((task, "failed"), stats.failed)
         yield by_state
+
+    def _deliveries(self) -> Iterable[Metric]:
+        deliveries = self._seal.carriage.deliveries
+        if deliveries is None:
+            return
+        outcomes = CounterMetricFamily(
+            "counterseal_job_deliveries",
+            "Deliveries of QStash: accepted, and refused because they were forged or had come before (replayed).",
+            labels=("outcome",),
+        )
+        for name in ("accepted", "forged", "replayed"):
+            outcomes.add_metric((name,), float(getattr(deliveries.counts, name)))
+        yield outcomes
 
 
 class OutboxMetrics(Collector):

@@ -25,6 +25,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from counterseal.core.errors import (
+    CarrierUnavailable,
     CountersealError,
     DatabaseUnavailable,
     SessionExists,
@@ -48,6 +49,10 @@ _SENTENCES: Mapping[type[CountersealError], tuple[HTTPStatus, str]] = {
     StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "Redis can't be reached."),
     StoreFull: (HTTPStatus.SERVICE_UNAVAILABLE, "Too much waits already; nothing was done."),
     DatabaseUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, "The database can't be reached."),
+    CarrierUnavailable: (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Jobs can't be accepted at the moment; nothing was done.",
+    ),
     SessionExists: (HTTPStatus.CONFLICT, "There is a session with this id already."),
     UserBlocked: (HTTPStatus.FORBIDDEN, "This account is blocked."),
 }
