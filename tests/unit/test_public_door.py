@@ -29,7 +29,7 @@ def test_the_names_are_few_sorted_and_all_there() -> None:
 
 def test_an_error_through_the_door_is_the_error_that_is_raised() -> None:
     assert counterseal.CountersealError is CountersealError
-    assert issubclass(counterseal.StoreTimeout, counterseal.CountersealError)
+    assert issubclass(counterseal.StoreUnavailable, counterseal.CountersealError)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
