@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from counterseal.cli.job_commands import DataDir, job_commands
 from counterseal.core.errors import ConfigurationError, CountersealError
 
 CANNOT_START = 2
@@ -23,7 +23,8 @@ The Redis layer of a document-signing web application: sessions, cache, jobs, an
 It runs on Upstash, on any Valkey or Redis, or on a Valkey server that it starts by itself. With nothing configured,
 `counterseal serve` starts all of it. Settings come from the environment and from a `.env` file in the current folder.
 
-Exit codes: 0 all went well; 1 `doctor` found a fault; 2 it could not start, and one sentence on stderr says why.
+Exit codes: 0 all went well; 1 `doctor` found a fault, `worker --check` no worker that consumes, `jobs` not what it was
+asked for; 2 it could not start, and one sentence on stderr says why.
 """
 
 Port = Annotated[
@@ -36,20 +37,15 @@ Host = Annotated[
         help="Address to listen on. In development only this machine's own are allowed: 127.0.0.1, ::1.",
     ),
 ]
-DataDir = Annotated[
-    Path | None,
+App = Annotated[
+    str | None,
     typer.Option(
-        "--data-dir",
-        metavar="FOLDER",
-        help="Where data is kept; else COUNTERSEAL_DATA_DIR, else ./.counterseal.",
+        "--app",
+        metavar="MODULE:FUNCTION",
+        help="A function that returns the application's Counterseal; found from the current folder, too.",
         show_default=False,
     ),
 ]
-
-
-def main() -> None:
-    """Run the command line and end the process with its exit code."""
-    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -86,6 +82,8 @@ def _program() -> typer.Typer:
     )
     program.callback()(_options)
     program.command()(serve)
+    program.command()(worker)
+    program.add_typer(job_commands(), name="jobs")
     program.command()(doctor)
     program.command()(migrate)
     return program
@@ -108,7 +106,7 @@ def _options(
     """What stands before the name of a command."""
 
 
-def serve(port: Port = 8787, host: Host = "127.0.0.1", data_dir: DataDir = None) -> None:
+def serve(port: Port = 8787, host: Host = "127.0.0.1", app: App = None, data_dir: DataDir = None) -> None:
     """Start everything in one process: web server, worker, and the embedded Valkey when no Redis is configured.
 
     It prints where it listens, which Redis and database it uses and where the data is, then logs to stderr.
@@ -118,11 +116,81 @@ def serve(port: Port = 8787, host: Host = "127.0.0.1", data_dir: DataDir = None)
     """
     from counterseal.core.settings import Settings
 
-    settings = Settings.load(data_dir=data_dir)
+    if app is None:
+        Settings.load(data_dir=data_dir)  # a fault is told before the rest is loaded
 
+    from counterseal.cli.application import open_application
     from counterseal.cli.serving import run_server
 
-    run_server(settings, host=host, port=port)
+    run_server(open_application(app, data_dir=data_dir), host=host, port=port)
+
+
+def worker(  # noqa: PLR0917 - the options of a command
+    queues: Annotated[
+        str | None,
+        typer.Option(
+            "--queues",
+            metavar="NAME=WEIGHT,…",
+            help="The queues to work off, as default=3,pdf=1; else those of the tasks.",
+            show_default=False,
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency",
+            min=1,
+            max=10_000,
+            help="How many jobs run at once; else COUNTERSEAL_JOBS_CONCURRENCY, else 10.",
+            show_default=False,
+        ),
+    ] = None,
+    app: App = None,
+    max_jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--max-jobs", min=1, help="Begin so many jobs, then replace the process.", show_default=False
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            metavar="SIZE",
+            help="Replace the process when it takes more than this, such as 512MB.",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say whether a worker of the data folder consumes, and end.")
+    ] = False,
+    max_age: Annotated[
+        str,
+        typer.Option("--max-age", metavar="DURATION", help="With --check: how old its last lease may be."),
+    ] = "15s",
+    data_dir: DataDir = None,
+) -> None:
+    """Run jobs, and make those of the schedules, in a process that does nothing else. It logs to stderr.
+
+    Ctrl-C or SIGTERM ends it: no more jobs are begun, those under way have half of COUNTERSEAL_GRACE (10 s) to end, and
+    what is not done by then goes back to its queue, uncounted. A second signal ends it at once. With --max-jobs or
+    --max-memory it drains in the same way and begins anew in the same process.
+
+    --check is for the probe of a container. Exit code 0: every worker of the data folder on this machine consumes.
+    1: there is none, or one has not leased for longer than --max-age.
+    """
+    if check:
+        from counterseal.cli.checking import run_check
+
+        raise typer.Exit(run_check(data_dir, max_age=max_age))
+
+    from counterseal.cli.application import open_application
+    from counterseal.cli.working import Limits, parse_queues, parse_size, run_worker
+
+    chosen = parse_queues(queues)
+    limits = Limits(jobs=max_jobs, memory=parse_size(max_memory))
+    seal = open_application(app, data_dir=data_dir)
+    run_worker(seal, queues=chosen, concurrency=concurrency, limits=limits)
 
 
 def doctor(

@@ -5,25 +5,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
-import os
-import signal
 import socket
-import sys
-import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.metadata import version
-from types import FrameType
 
-import structlog
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
 from counterseal.app import Counterseal
+from counterseal.cli.ending import Ending
 from counterseal.cli.faults import naming_settings
 from counterseal.cli.logs import configure_logs
+from counterseal.cli.reporting import reporting
 from counterseal.core.errors import ConfigurationError
 from counterseal.core.settings import Environment, Settings
 from counterseal.upstash.open import open_redis_rest
@@ -34,37 +29,6 @@ _WEB_SHARE = 0.4
 """How much of the grace period requests may use up. Jobs may use half of it; the rest is for closing."""
 
 
-class Ending:
-    """What a signal does: the first asks for an orderly end, a second ends the process at once.
-
-    After `grace` the process ends whether it is ready or not. Signals are handled even while a call blocks the
-    event loop.
-    """
-
-    def __init__(self, grace: timedelta) -> None:
-        self._grace = grace
-        self._asked = False
-        self._on_ask: Callable[[], object] | None = None
-
-    def install(self, on_ask: Callable[[], object]) -> None:
-        """From now on SIGTERM and SIGINT call `on_ask`, in the event loop that runs now."""
-        loop = asyncio.get_running_loop()
-        self._on_ask = lambda: loop.call_soon_threadsafe(on_ask)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            os._exit(128 + number)
-        self._asked = True
-        last = threading.Timer(self._grace.total_seconds(), _give_up)
-        last.daemon = True
-        last.start()
-        if self._on_ask is not None:
-            with suppress(RuntimeError):  # the loop is closed: the end is near anyway
-                self._on_ask()
-
-
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers: they end the process by the signal, not by exit code 0."""
 
@@ -73,14 +37,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run_server(settings: Settings, *, host: str, port: int) -> None:
+def run_server(seal: Counterseal, *, host: str, port: int) -> None:
     """Serve until a signal comes. Raises `ConfigurationError` for what keeps it from starting."""
+    settings = seal.settings
     check_host(settings, host)
     configure_logs(settings)
     listener = listen(host, port)
     try:
         with naming_settings(settings), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(settings, listener))
+            runner.run(_serve(seal, listener))
     finally:
         listener.close()
 
@@ -118,7 +83,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(settings: Settings, listener: socket.socket) -> None:
+async def _serve(seal: Counterseal, listener: socket.socket) -> None:
+    settings = seal.settings
     ending = Ending(settings.web.grace)
     starting = asyncio.current_task()
     if starting is None:
@@ -132,9 +98,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     ending.install(ask_while_starting)
     try:
         async with (
-            Counterseal.open(settings) as seal,
+            seal,
             open_redis_rest(seal.store, settings) as rest,
-            seal.worker(),
+            seal.worker() as worker,
+            reporting(worker, data_dir=settings.data_dir),
             seal.scheduler(),
         ):
             server = _Server(_web_configuration(create_app(seal, rest=rest), settings))
@@ -185,12 +152,6 @@ def announcement(seal: Counterseal, settings: Settings, listener: socket.socket)
             f"  Health     http://{address}:{port}/api/health/redis",
         ]
     )
-
-
-def _give_up() -> None:
-    structlog.get_logger("counterseal").warning("the grace period is over: what was left is cut off")
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def _bind_fault(fault: OSError, host: str, port: int) -> str:

@@ -1,15 +1,14 @@
 """Settings: everything that can be configured, read once from the environment and from a `.env` file.
 
-This is the only module that reads the environment. Every fault is found before any is reported, none shows a value,
-and a name that begins with `COUNTERSEAL_` but is no setting is a fault too. Durations are a number of seconds or a
-number with a unit: `50ms`, `1s`, `15min`, `24h`, `7d`.
+Nothing else reads the environment; `environment.py` does it for them. Every fault is found before any is reported, none
+shows a value, and a name that begins with `COUNTERSEAL_` but is no setting is a fault too. Durations are a number of
+seconds or a number with a unit: `50ms`, `1s`, `15min`, `24h`, `7d`.
 """
 
 from __future__ import annotations
 
 import base64
 import difflib
-import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -19,15 +18,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
-from dotenv.parser import parse_stream
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
+from counterseal.core.environment import DATA_DIR, DEFAULT_DATA_DIR, read_environment
 from counterseal.core.errors import ConfigurationError
 
 PREFIX = "COUNTERSEAL_"
 CACHE_TTL_PREFIX = f"{PREFIX}CACHE_TTL_"
-ENVIRONMENT_FILE = ".env"
 
 _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|h|d)?\s*$")
@@ -281,7 +279,7 @@ class Settings(_Group):
     """The whole configuration. `Settings.load()` reads it; a program may also build one by hand, group by group."""
 
     environment: Environment = Field(default=Environment.DEVELOPMENT, validation_alias="COUNTERSEAL_ENV")
-    data_dir: Path = Field(default=Path(".counterseal"), validation_alias="COUNTERSEAL_DATA_DIR")
+    data_dir: Path = Field(default=DEFAULT_DATA_DIR, validation_alias=DATA_DIR)
     namespace: Namespace = Field(default="cs", validation_alias="COUNTERSEAL_NAMESPACE")
     secret_keys: Annotated[SecretStr, AfterValidator(_keys)] | None = Field(
         default=None, validation_alias="COUNTERSEAL_SECRET_KEYS"
@@ -320,7 +318,8 @@ class Settings(_Group):
         `overrides` are top-level fields that a command line gave, such as `data_dir`. Raises `ConfigurationError`
         with a sentence for every fault.
         """
-        given = {name: value for name, value in _read(variables).items() if value.strip()}
+        read = read_environment() if variables is None else variables
+        given = {name: value for name, value in read.items() if value.strip()}
         faults: list[str] = list(_unknown(given, cls.names()))
         groups: dict[str, Any] = {}
         for name, group in cls.GROUPS.items():
@@ -377,28 +376,6 @@ class Settings(_Group):
                 if value is None
             )
         return faults
-
-
-def _read(variables: Mapping[str, str] | None) -> dict[str, str]:
-    if variables is not None:
-        return dict(variables)
-    return {**_read_file(Path(ENVIRONMENT_FILE)), **os.environ}
-
-
-def _read_file(path: Path) -> dict[str, str]:
-    """The variables of a `.env` file, as they stand; none when there is no such file."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            lines = list(parse_stream(file))
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError):
-        raise ConfigurationError(f"{path}: expected UTF-8 text that may be read; it can't be") from None
-    if faults := [line.original.line for line in lines if line.error]:
-        raise ConfigurationError(
-            [f"{path}: expected NAME=value in line {number}; came: something else" for number in faults]
-        )
-    return {line.key: line.value or "" for line in lines if line.key}
 
 
 def _aliases(group: type[_Group]) -> dict[str, str]:
