@@ -1,34 +1,54 @@
-"""Workers over every connection: what runs, what is waited for, and what becomes of jobs when one goes away."""
+"""Workers over every connection: what runs, what is told of it, and what a job may ask for."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from counterseal.core.errors import CodecError, StoreError, UnknownName
-from counterseal.jobs.job import Job, State
-from counterseal.jobs.service import DEFAULT_QUEUE, Jobs
-from counterseal.jobs.types import EMAIL, NOTIFICATION, PROBE
-from counterseal.jobs.worker import Task, Worker, do_nothing
+from counterseal.core.errors import CodecError, NonRetryable, RetryLater, UnknownName
+from counterseal.jobs.context import JobContext
+from counterseal.jobs.job import Failure, Job, State
+from counterseal.jobs.options import Flow
+from counterseal.jobs.retry import Fixed, Formula, Listed
+from counterseal.jobs.service import Jobs
+from counterseal.jobs.statistics import JobStats
+from counterseal.jobs.task import Task, task
+from counterseal.jobs.types import EMAIL, PROBE, TYPES
+from counterseal.jobs.worker import Worker
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
+from support.leaks import find_leaks
 from support.servers import Server
-from support.stores import native_store, store_on
-from support.waiting import eventually
+from support.stores import store_on, travel
+from support.waiting import eventually as waited
 
 KEYS = Keys()
-SOON = timedelta(seconds=10)
+SOON = timedelta(seconds=20)
 NEVER = timedelta(hours=1)
+NOW = timedelta(milliseconds=1)
 
 
-@pytest.fixture
-def jobs(store: Store) -> Jobs:
-    return Jobs(store, keys=KEYS)
+@dataclass(frozen=True)
+class Receipt:
+    number: int
+    sent_at: datetime
+    by_address: dict[int, str]
+
+
+@task()
+async def send(context: JobContext, to: str) -> Receipt:
+    return Receipt(7, datetime(2026, 11, 24, tzinfo=UTC), {1: to})
+
+
+@task()
+def count(context: JobContext, number: int) -> int:
+    return number + 1
 
 
 @pytest.fixture
@@ -36,6 +56,26 @@ async def plain(valkey: Server) -> AsyncIterator[Store]:
     """A store on one server, for what has nothing to do with its kind."""
     async with store_on(valkey) as store:
         yield store
+
+
+async def eventually(condition: Callable[[], Any], within: float = 20) -> Any:
+    """As the kit's, with the patience that a busy machine needs."""
+    return await waited(condition, within)
+
+
+def made(store: Store, *tasks: Task[Any, Any]) -> Jobs:
+    return Jobs(store, keys=KEYS, tasks=tasks)
+
+
+def working(store: Store, *tasks: Task[Any, Any], **options: Any) -> Worker:
+    return Worker(store, keys=KEYS, tasks=tasks, **options)
+
+
+async def done(jobs: Jobs, identifier: str) -> Job:
+    job = await jobs.wait(identifier, SOON)
+    assert job is not None
+    assert job.state.terminal, job
+    return job
 
 
 def in_state(jobs: Jobs, identifier: str, state: State) -> Callable[[], Awaitable[Job | None]]:
@@ -46,317 +86,433 @@ def in_state(jobs: Jobs, identifier: str, state: State) -> Callable[[], Awaitabl
     return look
 
 
-async def test_a_probe_runs_through_the_queue_to_its_end(store: Store, jobs: Jobs) -> None:
-    async with Worker(store, keys=KEYS):
+# -- over every connection ---------------------------------------------------------------------------------------------
+
+
+async def test_a_probe_runs_through_the_queue_to_its_end(store: Store) -> None:
+    jobs = made(store)
+    async with working(store):
         run = await jobs.run_probe(SOON)
     assert run.state is State.COMPLETED
-    assert run.ms >= 0
     assert (await jobs.stats())[PROBE].completed == 1
 
 
-async def test_a_probe_without_a_worker_says_that_it_is_still_queued(store: Store, jobs: Jobs) -> None:
-    run = await jobs.run_probe(timedelta(milliseconds=50))
-    assert run.state is State.QUEUED
-    assert run.ms >= 50
-    async with Worker(store, keys=KEYS):
-        assert await eventually(in_state(jobs, run.id, State.COMPLETED))
+async def test_a_result_comes_back_in_the_type_that_the_task_declares(store: Store) -> None:
+    jobs = made(store, send, count)
+    async with working(store, send, count):
+        sent, counted = await jobs.enqueue(send, "ada"), await jobs.enqueue(count, 41)
+        assert (await done(jobs, sent.id)).state is State.COMPLETED
+        assert (await done(jobs, counted.id)).result == 42
+    assert await jobs.result(sent.id, send) == Receipt(7, datetime(2026, 11, 24, tzinfo=UTC), {1: "ada"})
+    with pytest.raises(CodecError, match="does not fit the task send"):
+        await jobs.result(counted.id, send)
+    with pytest.raises(UnknownName, match="no result"):
+        await jobs.result("default.x", send)
 
 
-async def test_an_idle_worker_is_woken_by_a_message_and_not_by_its_poll(store: Store, jobs: Jobs) -> None:
-    async with Worker(store, keys=KEYS, poll=NEVER):
-        assert (await jobs.run_probe(SOON)).state is State.COMPLETED  # perhaps found on its way in
+async def test_progress_and_log_are_told_live_and_the_end_last(store: Store) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @task()
+    async def long(context: JobContext) -> None:
+        begun.set()
+        await go.wait()
+        context.progress(0.5, "half")
+        context.log("half of it")
+
+    jobs = made(store, long)
+    async with working(store, long):
+        job = await jobs.enqueue(long)
+        await begun.wait()
+        seen: list[Any] = []
+        async with asyncio.timeout(20):
+            async for update in jobs.watch(job.id):
+                if update.job is not None:
+                    seen.append(update.job.state)
+                elif update.progress is not None:
+                    seen.append((update.progress.share, update.progress.message))
+                else:
+                    seen.append(update.line)
+                go.set()
+    assert seen == [State.RUNNING, (0.5, "half"), "half of it", State.COMPLETED]
+    assert [text for _, text in await jobs.logs(job.id)] == ["half of it"]
+
+
+async def test_what_becomes_of_jobs_can_be_followed_from_a_position(store: Store) -> None:
+    jobs = made(store, count)
+    async with working(store, count):
+        first = await jobs.enqueue(count, 1)
+        await done(jobs, first.id)
+        events = jobs.events(since="0")
+        seen = [await anext(events) for _ in range(3)]
+        assert [(one.id, one.what) for one in seen] == [
+            (first.id, "enqueued"), (first.id, "started"), (first.id, "completed"),
+        ]  # fmt: skip
+        waiting = asyncio.ensure_future(anext(events))
+        second = await jobs.enqueue(count, 2)
+        async with asyncio.timeout(20):
+            assert (await waiting).id == second.id
+        await events.aclose()  # type: ignore[attr-defined]
+        later = jobs.events(since=seen[1].position)
+        assert (await anext(later)).what == "completed"
+        await later.aclose()  # type: ignore[attr-defined]
+        await done(jobs, second.id)
+
+
+async def test_a_running_job_is_cancelled_from_elsewhere_with_a_reason(store: Store) -> None:
+    begun = asyncio.Event()
+    told: list[str | None] = []
+
+    @task()
+    async def endless(context: JobContext) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append(context.reason)
+
+    jobs = made(store, endless)
+    async with working(store, endless):
+        job = await jobs.enqueue(endless)
+        await begun.wait()
+        assert await jobs.cancel(job.id, "withdrawn") is State.RUNNING
+        ended = await done(jobs, job.id)
+    assert (ended.state, ended.reason, told) == (State.CANCELLED, "withdrawn", ["withdrawn"])
+
+
+# -- whatever the connection -------------------------------------------------------------------------------------------
+
+
+async def test_an_idle_worker_is_woken_by_a_message_and_not_by_its_poll(plain: Store) -> None:
+    jobs = made(plain)
+    async with working(plain, poll=NEVER):
+        await jobs.run_probe(SOON)
         started = time.perf_counter()
         assert (await jobs.run_probe(SOON)).state is State.COMPLETED
         assert time.perf_counter() - started < 5
 
 
-async def test_an_idle_worker_does_not_ask_again_and_again(plain: Store) -> None:
-    jobs = Jobs(plain, keys=KEYS)
-    async with Worker(plain, keys=KEYS, poll=NEVER):
-        await jobs.run_probe(SOON)
-        before = plain.counts.commands
-        for _ in range(10):
-            await jobs.run_probe(SOON)
-        assert plain.counts.commands - before <= 10 * 8
+async def test_a_plain_function_sees_that_it_is_cancelled(plain: Store) -> None:
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    @task()
+    def patient(context: JobContext, returns: bool) -> str:
+        loop.call_soon_threadsafe(begun.set)
+        assert context.wait_cancelled(SOON)
+        if not returns:
+            raise RuntimeError("gave up")
+        return "done all the same"
+
+    jobs = made(plain, patient)
+    async with working(plain, patient):
+        for returns, state in ((False, State.CANCELLED), (True, State.COMPLETED)):
+            begun.clear()
+            job = await jobs.enqueue(patient, returns)
+            await begun.wait()
+            await jobs.cancel(job.id, "withdrawn")
+            assert (await done(jobs, job.id)).state is state
 
 
-async def test_a_job_that_no_message_tells_of_is_found_by_the_poll(plain: Store) -> None:
-    jobs = Jobs(plain, keys=KEYS)
-    async with Worker(plain, keys=KEYS, poll=timedelta(milliseconds=50)):
-        await jobs.run_probe(SOON)
-        await plain.command("SET", "elsewhere", "1", "PX", 1000)
-        identifier = "unannounced"
-        await plain.pipeline([
-            ("HSET", KEYS.job(DEFAULT_QUEUE, identifier), "type", PROBE, "state", "queued", "payload", "1:null",
-             "attempt", 0, "lost", 0, "queued_ms", plain.now_ms()),
-            ("RPUSH", KEYS.jobs_ready(DEFAULT_QUEUE, PROBE), identifier),
-        ])  # fmt: skip
-        assert await eventually(in_state(jobs, identifier, State.COMPLETED))
+async def test_each_job_runs_again_by_its_own_policy(plain: Store) -> None:
+    attempts: dict[str, list[int]] = {}
+
+    @task(retry=Fixed(3, NOW))
+    async def flaky(context: JobContext, name: str) -> None:
+        attempts.setdefault(name, []).append(context.attempt)
+        raise OSError("the password is hunter2")
+
+    jobs = made(plain, flaky)
+    policies = {"task": None, "listed": Listed((NOW,)), "formula": Formula(4, "retried"), "none": 0}
+    async with working(plain, flaky, poll=timedelta(seconds=1)):
+        for name, policy in policies.items():
+            job = await done(jobs, (await jobs.enqueue(flaky.using(retry=policy), name)).id)
+            assert job.state is State.FAILED
+            assert job.failure is not None
+            assert (job.failure.error, job.failure.message) == ("OSError", "")
+            assert "flaky, test_jobs_worker.py" in job.failure.where
+    assert {name: len(found) for name, found in attempts.items()} == {
+        "task": 3, "listed": 2, "formula": 4, "none": 1,
+    }  # fmt: skip
+    assert attempts["task"] == [1, 2, 3]
+    assert (await jobs.stats())["flaky"].failures == 10
 
 
-async def test_a_handler_gets_its_job_and_its_return_or_error_is_the_outcome(
-    store: Store, jobs: Jobs
-) -> None:
-    seen: list[Task] = []
+async def test_a_task_says_itself_whether_it_runs_again(plain: Store) -> None:
+    @task(retry=5)
+    async def decide(context: JobContext, better: bool) -> int:
+        if context.attempt == 1 and better:
+            raise RetryLater(pause=NOW)
+        if not better:
+            raise NonRetryable("no such address")
+        return context.attempt
 
-    async def mail(task: Task) -> None:
-        seen.append(task)
-        if task.payload == "foreign":
-            raise ValueError("the password is hunter2")
-        if task.payload == "ours":
-            raise CodecError("This can't be read.")
-
-    async with Worker(store, keys=KEYS, handlers={EMAIL: mail}):
-        good, foreign, ours = [
-            await jobs.enqueue(EMAIL, payload) for payload in ({"n": 1.0}, "foreign", "ours")
-        ]
-        assert await eventually(in_state(jobs, good, State.COMPLETED))
-        failed = await eventually(in_state(jobs, foreign, State.FAILED))
-        told = await eventually(in_state(jobs, ours, State.FAILED))
-    assert Task(good, EMAIL, 1, {"n": 1.0}) in seen
-    assert failed is not None
-    assert failed.error == "ValueError"
-    assert told is not None
-    assert told.error == "CodecError: This can't be read."
+    jobs = made(plain, decide)
+    async with working(plain, decide):
+        assert (await done(jobs, (await jobs.enqueue(decide, True)).id)).result == 2
+        job = await done(jobs, (await jobs.enqueue(decide, False)).id)
+    assert (job.state, job.attempt) == (State.FAILED, 1)
+    assert job.failure is not None
+    assert job.failure.message == "no such address"
 
 
-async def test_jobs_without_a_handler_wait_while_others_run(store: Store, jobs: Jobs) -> None:
-    waiting = await jobs.enqueue(EMAIL, None)
-    async with Worker(store, keys=KEYS):
-        assert (await jobs.run_probe(SOON)).state is State.COMPLETED
-    job = await jobs.get(waiting)
-    assert job is not None
-    assert job.state is State.QUEUED
+async def test_a_time_out_is_a_failed_run_and_a_deadline_the_end(plain: Store) -> None:
+    @task(retry=0)
+    async def endless(context: JobContext) -> None:
+        await asyncio.Event().wait()
+
+    jobs = made(plain, endless)
+    short = timedelta(milliseconds=50)
+    now = datetime.fromtimestamp(plain.now_ms() / 1000, UTC)
+    async with working(plain, endless):
+        timed = await jobs.enqueue(endless.using(timeout=short, retry=Listed((NOW,))))
+        late = await jobs.enqueue(endless.using(deadline=now + timedelta(seconds=1), retry=5))
+        past = await jobs.enqueue(endless.using(deadline=now - short))
+        ends = {name: await done(jobs, one.id) for name, one in (("t", timed), ("l", late), ("p", past))}
+    found = {name: (job.failure.error, job.attempt) for name, job in ends.items() if job.failure}
+    assert found == {"t": ("TimeoutError", 2), "l": ("DeadlineExceeded", 1), "p": ("DeadlineExceeded", 1)}
+    assert ends["p"].failure is not None
+    assert "before the job began" in ends["p"].failure.message
 
 
-async def test_a_handler_for_a_type_that_nobody_declared_is_refused(valkey: Server) -> None:
-    async def handle(task: Task) -> None: ...
+async def test_leaving_hands_back_what_is_not_done_within_the_grace(plain: Store) -> None:
+    begun = asyncio.Event()
 
-    with pytest.raises(UnknownName):
-        Worker(native_store(valkey), keys=KEYS, handlers={"emial": handle})
+    @task()
+    async def endless(context: JobContext) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    jobs = made(plain, endless)
+    async with working(plain, endless, grace=timedelta(milliseconds=20), concurrency=1):
+        running, waiting = await jobs.enqueue(endless), await jobs.enqueue(endless)
+        await begun.wait()
+    for one in (running, waiting):
+        job = await jobs.get(one.id)
+        assert job is not None
+        assert (job.state, job.attempt, job.lost) == (State.QUEUED, 0, 0)
+    assert [job.id for job in await jobs.list(state=State.QUEUED)] == [running.id, waiting.id]
 
 
 async def test_no_more_jobs_run_at_once_than_asked_for_and_all_of_them_run(plain: Store) -> None:
-    jobs = Jobs(plain, keys=KEYS)
-    now, most = 0, 0
-    seen: list[str] = []
+    now, most, seen = 0, 0, 0
 
-    async def handle(task: Task) -> None:
-        nonlocal now, most
+    @task()
+    async def busy(context: JobContext) -> None:
+        nonlocal now, most, seen
         now += 1
         most = max(most, now)
         await plain.command("PING")
         now -= 1
-        seen.append(task.id)
+        seen += 1
 
-    queued = {await jobs.enqueue(NOTIFICATION, number) for number in range(50)}
-    async with Worker(plain, keys=KEYS, handlers={NOTIFICATION: handle}, concurrency=4, poll=NEVER):
-        await eventually(lambda: len(seen) == 50, within=20)
-    assert set(seen) == queued
+    jobs = made(plain, busy)
+    await jobs.enqueue_many([busy.call() for _ in range(50)])
+    async with working(plain, busy, concurrency=4, poll=NEVER):
+        await eventually(lambda: seen == 50)
     assert most == 4
 
 
-async def test_leaving_waits_for_the_jobs_under_way_and_takes_no_more(plain: Store) -> None:
-    jobs = Jobs(plain, keys=KEYS)
-    begun, go = asyncio.Event(), asyncio.Event()
+async def test_a_strict_queue_runs_one_job_after_the_other_in_order_for_many_workers(plain: Store) -> None:
+    order: list[int] = []
+    failed: set[int] = set()
 
-    async def handle(task: Task) -> None:
-        begun.set()
-        await go.wait()
+    @task(queue="strict", retry=Fixed(2, NOW))
+    async def step(context: JobContext, number: int) -> None:
+        if number % 3 == 0 and number not in failed:
+            failed.add(number)
+            raise RuntimeError
+        order.append(number)
 
-    async with asyncio.timeout(20):
-        async with Worker(plain, keys=KEYS, handlers={EMAIL: handle}, concurrency=1, grace=SOON):
-            running = await jobs.enqueue(EMAIL, 1)
-            await begun.wait()
-            later = await jobs.enqueue(EMAIL, 2)
-            asyncio.get_running_loop().call_later(0.1, go.set)
-    assert (await jobs.get(running)).state is State.COMPLETED  # type: ignore[union-attr]
-    assert (await jobs.get(later)).state is State.QUEUED  # type: ignore[union-attr]
-
-
-async def test_a_job_that_is_not_done_within_the_grace_goes_back_to_its_queue(plain: Store) -> None:
-    jobs = Jobs(plain, keys=KEYS)
-    begun, ended = asyncio.Event(), asyncio.Event()
-
-    async def handle(task: Task) -> None:
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    async with Worker(plain, keys=KEYS, handlers={EMAIL: handle}, grace=timedelta(milliseconds=20)):
-        identifier = await jobs.enqueue(EMAIL, 1)
-        await begun.wait()
-    assert ended.is_set()
-    job = await jobs.get(identifier)
-    assert job is not None
-    assert (job.state, job.lost) == (State.QUEUED, 0)
+    jobs = made(plain, step)
+    await jobs.set_parallelism("strict", 1)
+    await jobs.enqueue_many([step.call(number) for number in range(20)])
+    async with working(plain, step, queues=["strict"]), working(plain, step, queues=["strict"]):
+        await eventually(lambda: len(order) == 20)
+    assert order == list(range(20))
 
 
-async def test_a_cancelled_owner_leaves_no_task_behind(plain: Store) -> None:
-    jobs = Jobs(plain, keys=KEYS)
-    begun = asyncio.Event()
+async def test_a_tenant_with_a_thousand_jobs_starves_neither_another_nor_plain_jobs(plain: Store) -> None:
+    order: list[str] = []
 
-    async def handle(task: Task) -> None:
-        begun.set()
-        await asyncio.Event().wait()
+    @task()
+    async def work(context: JobContext, tenant: str) -> None:
+        order.append(tenant)
 
-    worker = Worker(plain, keys=KEYS, handlers={EMAIL: handle}, grace=NEVER)
-
-    async def own() -> None:
-        async with worker:
-            await asyncio.Event().wait()
-
-    before = asyncio.all_tasks()
-    owner = asyncio.create_task(own())
-    identifier = await jobs.enqueue(EMAIL, 1)
-    await begun.wait()
-    owner.cancel()
-    await eventually(lambda: worker._closing)
-    owner.cancel()  # the first asks for an orderly end, which would take an hour; the second means now
-    await asyncio.wait([owner], timeout=5)
-    assert owner.cancelled()
-    left = {task.get_name() for task in asyncio.all_tasks() - before}
-    assert not {name for name in left if any(word in name for word in ("job", "lease", "listen"))}
-    assert (await jobs.get(identifier)).state is State.QUEUED  # type: ignore[union-attr]
+    jobs = made(plain, work)
+    big, small = work.using(flow=Flow("big")), work.using(flow=Flow("small"))
+    await jobs.enqueue_many([big.call("big") for _ in range(1000)])
+    await jobs.enqueue_many([small.call("small") for _ in range(3)])
+    await jobs.enqueue_many([work.call("plain") for _ in range(3)])
+    async with working(plain, work, concurrency=3):
+        await eventually(lambda: len(order) == 1006)
+    assert order[:9].count("small") == order[:9].count("plain") == 3
 
 
-async def test_the_lease_of_a_long_job_is_prolonged(plain: Store) -> None:
-    jobs = Jobs(plain, keys=KEYS)
-    go = asyncio.Event()
-    lease = timedelta(milliseconds=300)
-    runs: list[int] = []
+async def test_jobs_of_an_application_wait_for_the_release_that_has_their_handler(plain: Store) -> None:
+    old = made(plain, count)
+    waiting = await old.enqueue_json(EMAIL, {"to": "ada"})
+    unknown = await made(plain, send).enqueue(send, "ada")
+    async with working(plain):
+        for one in (waiting, unknown):
+            await eventually(in_state(old, one.id, State.RETRYING))
+    reasons = {job.id: job.failure.message for job in await old.dead() if job.failure}
+    assert reasons == {waiting.id: "no handler in this release", unknown.id: "unknown task"}
 
-    async def handle(task: Task) -> None:
-        runs.append(task.attempt)
-        await go.wait()
+    @task(name=EMAIL)
+    async def email(context: JobContext, to: str) -> str:
+        return to
 
-    key = KEYS.jobs_running(DEFAULT_QUEUE)
-
-    async def end_of_lease() -> float:
-        reply = await plain.command("ZSCORE", key, identifier)
-        return float(reply) if isinstance(reply, bytes) else 0
-
-    quick = {"lease": lease, "poll": timedelta(milliseconds=50)}
-    async with (
-        Worker(plain, keys=KEYS, handlers={EMAIL: handle}, **quick),
-        Worker(plain, keys=KEYS, handlers={EMAIL: handle}, **quick),
-    ):
-        identifier = await jobs.enqueue(EMAIL, 1)
-        first = await eventually(end_of_lease)
-
-        async def prolonged_past_its_end() -> bool:
-            return plain.now_ms() > first + 600 and await end_of_lease() > first
-
-        await eventually(prolonged_past_its_end)
-        go.set()
-        assert await eventually(in_state(jobs, identifier, State.COMPLETED))
-    assert runs == [1]
+    async with working(plain, email, send):
+        assert (await done(old, waiting.id)).result == "ada"
+        job = await done(old, unknown.id)
+    assert (job.state, job.attempt, await old.dead()) == (State.COMPLETED, 1, [])
 
 
-async def test_a_handler_that_blocks_the_loop_past_its_lease_is_refused_and_named(
-    plain: Store, valkey: Server, caplog: pytest.LogCaptureFixture
+async def test_three_releases_of_an_argument_run_each_others_jobs_once_they_can(plain: Store) -> None:
+    seen: list[tuple[int, str]] = []
+
+    @task(name="greet")
+    async def first(context: JobContext, name: str) -> None:
+        seen.append((1, name))
+
+    @task(name="greet", schema=2, upgrades={1: lambda old: {"first": old["name"], "last": "?"}})
+    async def second(context: JobContext, first: str, last: str) -> None:
+        seen.append((2, f"{first} {last}"))
+
+    @task(
+        name="greet",
+        schema=3,
+        upgrades={
+            1: lambda old: {"first": old["name"], "last": "?"},
+            2: lambda old: {"full": f"{old['first']} {old['last']}"},
+        },
+    )
+    async def third(context: JobContext, full: str) -> None:
+        seen.append((3, full))
+
+    jobs = made(plain)
+    ids = [
+        (await made(plain, first).enqueue(first, "Ada")).id,
+        (await made(plain, second).enqueue(second, "Ada", "Byron")).id,
+        (await made(plain, third).enqueue(third, "Ada Lovelace")).id,
+    ]
+    async with working(plain, first):
+        await done(jobs, ids[0])
+        for later in ids[1:]:
+            await eventually(in_state(jobs, later, State.RETRYING))
+    assert all(job.failure and "schema" in job.failure.message for job in await jobs.dead())
+    async with working(plain, second):
+        await done(jobs, ids[1])
+        await eventually(in_state(jobs, ids[2], State.RETRYING))
+    old = await made(plain, first).enqueue(first, "Grace")
+    async with working(plain, third):
+        await done(jobs, ids[2])
+        await done(jobs, old.id)
+    assert seen[:2] == [(1, "Ada"), (2, "Ada Byron")]
+    assert sorted(seen[2:]) == [(3, "Ada Lovelace"), (3, "Grace ?")]
+    assert await jobs.dead() == []
+
+
+async def test_an_argument_that_an_upgrade_can_not_read_fails_for_good(plain: Store) -> None:
+    @task(name="greet")
+    async def first(context: JobContext, name: str) -> None: ...
+
+    @task(name="greet", schema=2, upgrades={1: lambda old: {"full": old["missing"]}})
+    async def second(context: JobContext, full: str) -> None: ...
+
+    jobs = made(plain, first)
+    made_before = await jobs.enqueue(first, "Ada")
+    async with working(plain, second):
+        job = await done(jobs, made_before.id)
+    assert job.failure == Failure("ArgumentInvalid", "the arguments do not fit the task greet: KeyError")
+
+
+async def test_the_statistics_are_right_after_thousands_of_jobs_and_every_kind_of_end(plain: Store) -> None:
+    @task(name="mixed", retry=Fixed(2, NOW))
+    async def mixed(context: JobContext, number: int) -> None:
+        if number % 5 == 0:
+            raise NonRetryable("no")
+        if number % 5 == 1 and context.attempt == 1:
+            raise RuntimeError
+
+    jobs = made(plain, mixed)
+    await jobs.pause()
+    made_now = await jobs.enqueue_many([mixed.call(number) for number in range(3000)])
+    for one in made_now[2::300]:
+        await jobs.cancel(one.id)
+    await jobs.enqueue(mixed.using(delay=timedelta(hours=1)), 1)
+    await jobs.resume()
+    async with working(plain, mixed, concurrency=50):
+
+        async def over() -> bool:
+            return (await jobs.stats())["mixed"].pending == 1
+
+        await eventually(over, within=60)
+    assert (await jobs.stats())["mixed"] == JobStats(
+        total=3001, completed=2390, failed=600, pending=1, success_rate=79.93, cancelled=10, scheduled=1,
+        runs=3590, failures=1200,
+    )  # fmt: skip
+    travel(plain, timedelta(minutes=1))
+    found = await jobs.throughput("mixed")
+    assert (found.completed_last_hour, found.failed_last_hour) == (2390, 600)
+    (queue,) = await jobs.queues()
+    assert (queue.queued, queue.running, queue.delayed, queue.dead) == (0, 0, 1, 600)
+    assert queue.oldest_age is None
+
+
+async def test_waiting_times_are_told_to_one_per_cent(plain: Store) -> None:
+    jobs = made(plain, count)
+    waits: list[int] = []
+    for number in range(40):
+        await jobs.enqueue(count, number)
+        waits = [waited_ms + 1 + number * number * 37 for waited_ms in waits] + [1 + number * number * 37]
+        travel(plain, timedelta(milliseconds=1 + number * number * 37))
+    (queue,) = await jobs.queues()
+    assert queue.oldest_age is not None
+    assert abs(queue.oldest_age / timedelta(milliseconds=max(waits)) - 1) < 0.02
+    async with working(plain, count):
+        await eventually(lambda: _completed(jobs, "count", 40))
+    times, runs = await jobs.times("count")
+    assert (times.count, runs.count) == (40, 40)
+    waits.sort()
+    for share, value in ((0.5, times.p50), (0.95, times.p95), (0.99, times.p99)):
+        exact = waits[int(share * 39)] / 1000
+        assert abs(value.total_seconds() - exact) <= 0.01 * exact + 3  # the machine's own time goes on
+    assert runs.p50 > timedelta(0)
+
+
+async def _completed(jobs: Jobs, kind: str, number: int) -> bool:
+    return (await jobs.stats())[kind].completed == number
+
+
+async def test_when_all_jobs_have_ended_and_their_time_has_passed_only_what_is_declared_is_left(
+    plain: Store, valkey: Server
 ) -> None:
-    jobs = Jobs(plain, keys=KEYS)
-    attempts: list[int] = []
+    @task(retry=0, keep=timedelta(milliseconds=1))
+    async def work(context: JobContext, fails: bool) -> None:
+        context.progress(1)
+        context.log("done")
+        if fails:
+            raise RuntimeError
 
-    async def handle(task: Task) -> None:
-        attempts.append(task.attempt)
-        if task.attempt == 1:
-            # What another worker does meanwhile: it finds the lease run out and puts the job back.
-            valkey.execute("ZREM", KEYS.jobs_running(DEFAULT_QUEUE), task.id)
-            valkey.execute("HSET", KEYS.job(DEFAULT_QUEUE, task.id), "state", "queued")
-            valkey.execute("LPUSH", KEYS.jobs_ready(DEFAULT_QUEUE, EMAIL), task.id)
-
-    with caplog.at_level(logging.WARNING):
-        async with Worker(plain, keys=KEYS, handlers={EMAIL: handle}):
-            identifier = await jobs.enqueue(EMAIL, 1)
-            done = await eventually(in_state(jobs, identifier, State.COMPLETED))
-    assert done is not None
-    assert attempts == [1, 2]
-    assert f"the result of job {identifier} of type email was refused" in caplog.text
-
-
-async def test_a_handler_whose_lease_is_lost_is_cancelled(plain: Store, valkey: Server) -> None:
-    jobs = Jobs(plain, keys=KEYS)
-    begun, cancelled = asyncio.Event(), asyncio.Event()
-
-    async def handle(task: Task) -> None:
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-
-    async with Worker(plain, keys=KEYS, handlers={EMAIL: handle}, lease=timedelta(milliseconds=100)):
-        identifier = await jobs.enqueue(EMAIL, 1)
-        await begun.wait()
-        valkey.execute("HSET", KEYS.job(DEFAULT_QUEUE, identifier), "state", "cancelled")
-        async with asyncio.timeout(10):
-            await cancelled.wait()
-    assert (await jobs.get(identifier)).state is State.CANCELLED  # type: ignore[union-attr]
+    jobs = made(plain, work)
+    flow = Flow("tenant:1", parallelism=1, rate=100, period=timedelta(milliseconds=1))
+    busy = work.using(flow=flow, tags=("t",), unique="u", dedup_id="d")
+    async with working(plain, work):
+        first = await jobs.enqueue(busy, False)
+        await eventually(lambda: _completed(jobs, "work", 1))
+        second = await jobs.enqueue(work.using(flow=flow), True)
+        await done(jobs, second.id)
+        cancelled = await jobs.enqueue(work.using(flow=flow, delay=NEVER), True)
+        assert await jobs.cancel(cancelled.id) is State.CANCELLED
+        await jobs.delete_dead(second.id)
+    assert find_leaks(valkey.client) == []
+    lasting = {leak.removeprefix("db0 cs:jobs:") for leak in find_leaks(valkey.client, ())}
+    of_queue = {f"{{default}}:{name}" for name in ("queue", "events", "types", "stats:work", "times:work")}
+    assert lasting == {"queues", *of_queue}
+    assert await jobs.get(first.id) is None
 
 
-async def test_a_worker_lives_through_the_restart_of_its_server(servers: Callable[..., Server]) -> None:
-    server = servers(appendonly=True)
-    async with native_store(server) as store:
-        jobs = Jobs(store, keys=KEYS)
-        begun, go = asyncio.Event(), asyncio.Event()
-
-        async def handle(task: Task) -> None:
-            begun.set()
-            await go.wait()
-
-        async with Worker(store, keys=KEYS, handlers={EMAIL: handle}, poll=timedelta(milliseconds=200)):
-            identifier = await jobs.enqueue(EMAIL, 1)
-            await begun.wait()
-            server.stop()
-            go.set()
-            server.start()
-            assert await eventually(in_state_after(jobs, identifier), within=20)
-            await eventually(lambda: store.available, within=20)
-            assert (await jobs.run_probe(SOON)).state is State.COMPLETED
-
-
-def in_state_after(jobs: Jobs, identifier: str) -> Callable[[], Awaitable[bool]]:
-    """Completed, asked of a server that may still be away."""
-
-    async def look() -> bool:
-        try:
-            job = await jobs.get(identifier)
-        except StoreError:
-            return False
-        return job is not None and job.state is State.COMPLETED
-
-    return look
-
-
-async def test_a_worker_may_begin_while_its_server_is_away(servers: Callable[..., Server]) -> None:
-    server = servers()
-    async with native_store(server) as store:
-        jobs = Jobs(store, keys=KEYS)
-        server.stop()
-        async with Worker(store, keys=KEYS, poll=timedelta(milliseconds=200)):
-            server.start()
-            await eventually(lambda: store.available, within=20)
-            assert (await jobs.run_probe(SOON)).state is State.COMPLETED
-
-
-async def test_a_worker_that_may_not_listen_says_so_once_and_finds_its_jobs_by_looking(
-    servers: Callable[..., Server], caplog: pytest.LogCaptureFixture
-) -> None:
-    server = servers(acl=["deaf on >secret ~* &* +@all -subscribe"])
-    async with native_store(server, user="deaf", password="secret") as store:
-        jobs = Jobs(store, keys=KEYS)
-        async with Worker(store, keys=KEYS, handlers={EMAIL: do_nothing}, poll=timedelta(milliseconds=20)):
-            await eventually(lambda: refusals(server) >= 3)
-            identifier = await jobs.enqueue(EMAIL, {})
-            await eventually(in_state(jobs, identifier, State.COMPLETED))
-    assert caplog.text.count("new jobs can't be listened for") == 1
-
-
-def refusals(server: Server) -> int:
-    """How often a server has refused a command to somebody who may not use it."""
-    return int(server.info("errorstats").get("errorstat_NOPERM", "count=0").removeprefix("count="))
+async def test_every_known_type_has_statistics_also_an_idle_one(plain: Store) -> None:
+    assert list(await made(plain, send).stats()) == [*TYPES, "send"]
