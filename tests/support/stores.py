@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from counterseal.store.base import Store
-from counterseal.store.cluster import ClusterStore
 from counterseal.store.link import LinkOptions
-from counterseal.store.rest.store import RestStore
 from counterseal.store.route import FixedRoute
 from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore
+from counterseal.testing import travel
 from support.relay import Relay
 from support.servers import Server
+
+__all__ = ["native_store", "store_on", "travel"]
 
 _PATIENT = LinkOptions(command_timeout=timedelta(seconds=5), connect_timeout=timedelta(seconds=5))
 
@@ -37,9 +37,3 @@ async def store_on(server: Server) -> AsyncIterator[NativeStore]:
     """An open store on a server."""
     async with native_store(server) as store:
         yield store
-
-
-def travel(store: Store, by: timedelta) -> None:
-    """Move a store's clock forward."""
-    assert isinstance(store, (NativeStore, ClusterStore, RestStore))
-    store.clock.travel(by)
