@@ -46,6 +46,7 @@ for i = #words - 1, 2, -2 do -- the first one goes to the front last
       end
       if redis.call('HGET', of, 'stalled') == 'full' then
         redis.call('HDEL', of, 'stalled')
+        redis.call('ZREM', prefix .. ':flowdue', flow)
       end
       for other = 0, 2 do
         local member, stalled = unpack(redis.call('HMGET', of, 'in' .. other, 'stalled'))
