@@ -15,11 +15,12 @@ from counterseal import (
     ConfigurationError,
     Counterseal,
     DatabaseUnavailable,
+    JobContext,
     Kind,
     Limit,
     Settings,
     StoreUnavailable,
-    Task,
+    task,
 )
 from counterseal.cache.result import Source
 from counterseal.core.settings import DatabaseSettings, Environment, RedisSettings
@@ -50,13 +51,13 @@ async def test_with_nothing_configured_everything_works_and_is_there_again_later
     async with Counterseal.open(settings(folder)) as seal:
         assert (seal.store.kind, seal.database.kind) == ("embedded", "sqlite")
         await seal.cache.user_profiles.set("u", {"name": "Ada"})
-        job = await seal.jobs.enqueue(EMAIL, {"n": 1})
+        job = await seal.jobs.enqueue_json(EMAIL, {"n": 1})
         await seal.analytics.track_document_view("r", "u")
         assert (await seal.health.check()).healthy
         assert (await seal.health.ready()).ready
     async with Counterseal.open(settings(folder)) as seal:
         assert await seal.cache.user_profiles.get("u") == {"name": "Ada"}
-        assert (await seal.jobs.get(job)).payload == {"n": 1}  # type: ignore[union-attr]
+        assert (await seal.jobs.get(job.id)).args == {"n": 1}  # type: ignore[union-attr]
         assert (await seal.analytics.today()).views == 1
 
 
@@ -223,16 +224,17 @@ def test_production_without_a_redis_and_without_keys_is_told_both(tmp_path: Path
 async def test_a_worker_of_it_runs_the_applications_own_handlers(
     servers: Callable[..., Server], tmp_path: Path
 ) -> None:
-    seen: list[Task] = []
+    seen: list[str] = []
 
-    async def mail(task: Task) -> None:
-        seen.append(task)
+    @task(name=EMAIL)
+    async def mail(context: JobContext, to: str) -> None:
+        seen.append(to)
 
     async with (
-        Counterseal.open(settings(tmp_path, servers().url)) as seal,
-        seal.worker({EMAIL: mail}),
+        Counterseal.open(settings(tmp_path, servers().url), tasks=[mail]) as seal,
+        seal.worker(),
     ):
-        await seal.jobs.enqueue(EMAIL, {"to": "a@example.org"})
+        await seal.jobs.enqueue_json(EMAIL, {"to": "a@example.org"})
         await eventually(lambda: seen)
         assert (await seal.jobs.run_probe()).state is State.COMPLETED
-    assert seen[0].payload == {"to": "a@example.org"}
+    assert seen == ["a@example.org"]

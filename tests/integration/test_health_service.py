@@ -19,7 +19,7 @@ from counterseal.app import Counterseal
 from counterseal.core.settings import Environment, QStashSettings, RedisSettings, Settings
 from counterseal.health import CHECK_PERIOD, JOB_TYPES, Health, Probes
 from counterseal.jobs.job import State
-from counterseal.jobs.scripts import Queue
+from counterseal.jobs.scripts import Queue, Result
 from counterseal.jobs.service import DEFAULT_QUEUE
 from counterseal.jobs.types import EMAIL, TYPES
 from counterseal.store.keys import Keys
@@ -115,12 +115,17 @@ def test_the_types_that_are_told_are_types_of_jobs() -> None:
 
 async def test_the_numbers_are_those_of_the_services(seal: Counterseal) -> None:
     for _ in range(3):
-        await seal.jobs.enqueue(EMAIL, {})
-    await seal.jobs.enqueue(EMAIL, {})
+        await seal.jobs.enqueue_json(EMAIL, {})
+    await seal.jobs.enqueue_json(EMAIL, {})
     queue = Queue(seal.store, KEYS, DEFAULT_QUEUE)
-    leases = await queue.lease([EMAIL], count=3, lease=timedelta(seconds=10))
-    for lease, state in zip(leases, (State.COMPLETED, State.COMPLETED, State.FAILED), strict=True):
-        await queue.finish(lease, state)
+    leased = (await queue.lease(room=3, worker="w", call="1", lease_ms=10_000)).jobs
+    states = (State.COMPLETED, State.COMPLETED, State.FAILED)
+    await queue.finish(
+        [
+            Result(one.part, one.token, state, 60_000, 1, b"")
+            for one, state in zip(leased, states, strict=True)
+        ]
+    )
     await seal.analytics.track_document_view("r", "u")
     await seal.analytics.track_document_view("r", "u")
     await seal.analytics.track_signature_completion("r", "u")
@@ -186,7 +191,7 @@ async def test_a_command_that_may_not_be_used_makes_its_flag_false_and_no_other_
     faulty = told.pop(service)
     assert faulty["status"] == "unhealthy"
     assert re.fullmatch(
-        r"Redis refused a command \(NOPERM\).*\.|The lists of jobs can't be read\.", faulty["error"]
+        r"Redis refused a command \((NOPERM|ERR)\).*\.|The lists of jobs can't be read\.", faulty["error"]
     )
     found = faulty.get("operations", faulty)
     assert {name: found[name] for name in flags} == flags
@@ -199,8 +204,8 @@ async def test_a_command_that_may_not_be_used_makes_its_flag_false_and_no_other_
 @pytest.mark.parametrize(
     ("key", "service", "flag"),
     [
-        (KEYS.jobs_running(DEFAULT_QUEUE), "jobQueue", "canAccessJobs"),
-        (KEYS.jobs_ready(DEFAULT_QUEUE, EMAIL), "jobQueue", "canAccessJobs"),
+        (f"{KEYS.jobs_prefix(DEFAULT_QUEUE)}:running", "jobQueue", "canAccessJobs"),
+        (f"{KEYS.jobs_prefix(DEFAULT_QUEUE)}:ready:1", "jobQueue", "canAccessJobs"),
         ("counters", "analytics", "hasAnalytics"),
         ("endpoints", "analytics", "hasPerformanceMetrics"),
     ],
@@ -223,7 +228,9 @@ async def test_a_key_of_the_wrong_type_makes_its_flag_false(
 async def test_unreadable_statistics_are_an_error_of_the_job_queue_alone(
     seal: Counterseal, valkey: Server
 ) -> None:
-    valkey.execute("SET", KEYS.jobs_stats(DEFAULT_QUEUE, EMAIL), "x", "PX", 60_000)
+    prefix = KEYS.jobs_prefix(DEFAULT_QUEUE)
+    valkey.execute("SADD", f"{prefix}:types", EMAIL)
+    valkey.execute("SET", f"{prefix}:stats:{EMAIL}", "x", "PX", 60_000)
     told = await services(seal)
     assert told["jobQueue"]["status"] == "unhealthy"
     assert told["jobQueue"]["error"] == "Redis refused a command (WRONGTYPE)."
@@ -398,7 +405,7 @@ async def test_an_unexpected_error_is_one_sentence_that_repeats_nothing(
 async def test_readiness_is_redis_and_the_database_and_nothing_else(
     seal: Counterseal, valkey: Server
 ) -> None:
-    valkey.execute("SET", KEYS.jobs_running(DEFAULT_QUEUE), "no set", "PX", 60_000)
+    valkey.execute("SET", f"{KEYS.jobs_prefix(DEFAULT_QUEUE)}:running", "no set", "PX", 60_000)
     ready = await seal.health.ready()
     assert (ready.ready, ready.faults) == (True, {})
 

@@ -22,7 +22,7 @@ async def test_what_fails_says_so_and_the_rest_is_still_told(seal: Counterseal, 
     services = report.body["services"]
     assert not report.healthy
     assert services["jobQueue"]["canAccessJobs"] is False
-    assert services["jobQueue"]["error"] == "The lists of jobs can't be read."
+    assert services["jobQueue"]["error"] == "Redis refused a command (WRONGTYPE)."
     assert services["analytics"]["status"] == "healthy"
 
 
