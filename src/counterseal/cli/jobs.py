@@ -67,7 +67,7 @@ def run_jobs(
     configure_logs(seal.settings)
 
     async def connected() -> int:
-        async with seal.store:
+        async with seal.store, seal.carriage:
             try:
                 return await ask(seal)
             finally:

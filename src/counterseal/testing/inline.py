@@ -19,7 +19,6 @@ async def drain(seal: Counterseal, *, within: timedelta = timedelta(seconds=10))
     Jobs that are due later stay, and so do those of paused queues: see `travel`. Raises `AssertionError` that says what
     is left when that takes longer than `within`.
     """
-    named = [queue.queue for queue in await seal.jobs.queues() if not queue.paused]
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within / timedelta(seconds=1)
     known: set[str] = set()
