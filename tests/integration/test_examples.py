@@ -28,7 +28,7 @@ def test_the_quickstart_shows_every_service_at_work(tmp_path: Path) -> None:
         "cache, after invalidate: None",
         "session: curl",
         "session, after revoke: None",
-        "worker: mail to {'to': 'ada@example.com'}, attempt 1",
+        "worker: mail to ada@example.com, attempt 1",
         "job: completed",
         "analytics: Today(views=1, signatures=0, requests=1, users=1)",
         "healthy: True",
@@ -76,6 +76,21 @@ def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("{'name': 'Ada Lovelace'}\n{'title': 'Document 7'}\nTrue 99 20")
     assert ended.stdout.endswith("Today(views=1, signatures=0, requests=1, users=1)\n")
+
+
+def test_the_first_job_of_the_page_on_jobs_runs(tmp_path: Path) -> None:
+    page = (EXAMPLES.parent / "docs/jobs.md").read_text()
+    program = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "Hello, Ada\n")
 
 
 def test_an_application_of_ones_own_has_the_services_and_their_health(tmp_path: Path) -> None:
