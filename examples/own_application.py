@@ -57,7 +57,8 @@ async def get_profile(user_id: str) -> dict[str, object]:
 
 @app.post("/profiles/{user_id}/mail", dependencies=[Depends(limited("email"))])
 async def mail_profile(user_id: str) -> dict[str, str]:
-    return {"job": await seal.jobs.enqueue("email", {"to": user_id})}
+    made = await seal.jobs.enqueue_json("email", {"to": user_id})
+    return {"job": made.id}
 
 
 @app.get("/me")

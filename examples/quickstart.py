@@ -5,17 +5,16 @@ It starts a Valkey of its own, keeps its data in ./.counterseal, and ends the Va
 
 import asyncio
 
-from counterseal import Counterseal, Task
+from counterseal import Counterseal, JobContext, task
+
+
+@task(name="email")
+async def send_mail(context: JobContext, to: str) -> None:
+    print(f"worker: mail to {to}, attempt {context.attempt}")
 
 
 async def main() -> None:
-    sent = asyncio.Event()
-
-    async def send_mail(task: Task) -> None:
-        print(f"worker: mail to {task.payload}, attempt {task.attempt}")
-        sent.set()
-
-    async with Counterseal.open() as seal:
+    async with Counterseal.open(tasks=[send_mail]) as seal:
         await seal.cache.user_profiles.set("ada", {"name": "Ada Lovelace"})
         print("cache:", await seal.cache.user_profiles.get("ada"))
         await seal.cache.user_profiles.invalidate("ada")
@@ -27,11 +26,9 @@ async def main() -> None:
         await seal.sessions.revoke(made.session_id)
         print("session, after revoke:", await seal.sessions.get(made.session_id))
 
-        async with seal.worker({"email": send_mail}):
-            job_id = await seal.jobs.enqueue("email", {"to": "ada@example.com"})
-            await sent.wait()
-        # A worker that is left finishes the jobs that it has begun.
-        job = await seal.jobs.get(job_id)
+        async with seal.worker():
+            made = await seal.jobs.enqueue(send_mail, "ada@example.com")
+            job = await seal.jobs.wait(made.id)
         print("job:", job.state if job else "gone")
 
         await seal.analytics.track_document_view("request-1", "ada", "example.com")

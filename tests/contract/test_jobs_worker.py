@@ -516,3 +516,28 @@ async def test_when_all_jobs_have_ended_and_their_time_has_passed_only_what_is_d
 
 async def test_every_known_type_has_statistics_also_an_idle_one(plain: Store) -> None:
     assert list(await made(plain, send).stats()) == [*TYPES, "send"]
+
+
+async def test_a_flow_has_its_limits_again_when_a_job_of_it_comes_back_after_it_was_forgotten(
+    plain: Store, valkey: Server
+) -> None:
+    now, most, ended = 0, 0, 0
+
+    @task(name="narrow")
+    async def narrow(context: JobContext) -> None:
+        nonlocal now, most, ended
+        now += 1
+        most = max(most, now)
+        await plain.command("PING")
+        now -= 1
+        ended += 1
+
+    jobs = made(plain, narrow)
+    later = narrow.using(flow=Flow("f", parallelism=1), delay=NEVER)
+    await jobs.enqueue_many([later.call() for _ in range(5)])
+    assert valkey.execute("EXISTS", "cs:jobs:{default}:flow:f") == 0
+    travel(plain, NEVER)
+    async with working(plain, narrow):
+        await eventually(lambda: ended == 5)
+        await eventually(lambda: valkey.execute("PTTL", "cs:jobs:{default}:flow:f") > 0)
+    assert most == 1
