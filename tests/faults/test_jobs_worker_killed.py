@@ -192,9 +192,10 @@ async def _storm(server: Server, workers: JobWorkers, *, total: int, lease_ms: i
         await eventually(lambda: none_pending(jobs, "effect", len(made)), within=90)
         runs = int(server.execute("GET", "runs"))
         took = time.monotonic() - began
-        print(
+        told = (
             f"{len(made)} jobs through {blows} blows in {took:.1f} s: {runs - len(made)} runs were repeated"
-        )  # noqa: T201
+        )
+        print(told)  # noqa: T201
         assert len(set(made)) == len(made)
         await check_kept(server, jobs, made)
 

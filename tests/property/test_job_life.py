@@ -90,7 +90,7 @@ class Life(RuleBasedStateMachine):
         self.windows: dict[tuple[str, int], int] = {}
         self.paused = False
         self.parallelism = 0
-        # A store that loses its server again and again waits longer each time, so only some of the queues live through it.
+        # A store that loses its server again and again waits longer each time: only some queues live through it.
         self.restarts = self.cuts = 0 if next(outages) % 5 == 0 else 1
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
