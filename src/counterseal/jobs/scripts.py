@@ -89,6 +89,9 @@ class Queue:
 
     prefix: str = field(init=False)
     """What every key of the queue begins with."""
+    _spelled: dict[tuple[str, str], tuple[str, str, str, str, str, str, str, bytes]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix", self.keys.jobs_prefix(self.name))
@@ -106,22 +109,28 @@ class Queue:
 
     async def enqueue_one(self, part: str, kind: str, priority: str, args: bytes) -> None:
         """Accept a job that asks for nothing, and has a part that nobody else has."""
-        prefix = self.prefix
+        spelled = self._spelled.get((kind, priority)) or self._spell(kind, priority)
+        record, queue, lane, ring, stats, events, prefix, head = spelled
         now_ms = self.store.now_ms()
-        await self.store.run(
-            _ENQUEUE_ONE,
-            queue=f"{prefix}:queue",
-            record=f"{prefix}:job:{part}",
-            lane=f"{prefix}:ready:{priority}",
-            ring=f"{prefix}:ring:{priority}",
-            stats=f"{prefix}:stats:{kind}",
-            events=f"{prefix}:events",
-            prefix=prefix,
-            part=part,
-            type=kind,
-            now_ms=now_ms,
-            text=b"p%b\n%b\n\n\n%d\n\n%b" % (kind.encode(), priority.encode(), now_ms, args),
+        text = b"%b%d\n\n%b" % (head, now_ms, args)
+        await self.store.run_in_order(
+            _ENQUEUE_ONE, queue, record + part, lane, ring, stats, events, prefix, part, kind, now_ms, text
         )
+
+    def _spell(self, kind: str, priority: str) -> tuple[str, str, str, str, str, str, str, bytes]:
+        """What `enqueue_one` needs for a type and a priority: spelled once."""
+        prefix = self.prefix
+        spelled = self._spelled[kind, priority] = (
+            f"{prefix}:job:",
+            f"{prefix}:queue",
+            f"{prefix}:ready:{priority}",
+            f"{prefix}:ring:{priority}",
+            f"{prefix}:stats:{kind}",
+            f"{prefix}:events",
+            prefix,
+            f"p{kind}\n{priority}\n\n\n".encode(),
+        )
+        return spelled
 
     async def confirm(self, part: str, *, replicas: int) -> None:
         """Wait until what was written is on so many replicas; `part` is one of the new jobs, '' for none.

@@ -88,6 +88,12 @@ class NativeStore(Store):
         except ScriptMissing:
             return await self.link.send(("EVAL", script.source, count, *bound))
 
+    async def run_in_order(self, script: Script, *arguments: Argument) -> Reply:
+        try:
+            return await self.link.send(("EVALSHA", script.sha, len(script.keys), *arguments))
+        except ScriptMissing:
+            return await self.link.send(("EVAL", script.source, len(script.keys), *arguments))
+
     async def block(self, *arguments: Argument, timeout: timedelta) -> Reply:
         if not self.link.available:
             raise StoreUnavailable("Redis is not available")
