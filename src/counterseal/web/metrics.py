@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from counterseal.app import Counterseal
 from counterseal.core.errors import CountersealError
 from counterseal.database.outbox import Backlog, Outbox
-from counterseal.jobs.statistics import JobStats
+from counterseal.web.job_metrics import JobMetrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -64,11 +64,10 @@ class HttpMetrics:
 
 
 class ServiceMetrics(Collector):
-    """What the services say of themselves at the moment of asking. `jobs` is what was read just before."""
+    """What the services say of themselves at the moment of asking."""
 
     def __init__(self, seal: Counterseal) -> None:
         self._seal = seal
-        self.jobs: Mapping[str, JobStats] = {}
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("counterseal", "What runs here.", value={"version": version("counterseal")})
@@ -76,7 +75,6 @@ class ServiceMetrics(Collector):
         yield from self._limits()
         yield from self._cache()
         yield from self._sessions()
-        yield from self._jobs()
         yield from self._deliveries()
 
     def _store(self) -> Iterable[Metric]:
@@ -174,18 +172,6 @@ class ServiceMetrics(Collector):
             value=self._seal.sessions.pending_age.total_seconds(),
         )
 
-    def _jobs(self) -> Iterable[Metric]:
-        by_state = GaugeMetricFamily(
-            "counterseal_jobs",
-            "Jobs by type and state; absent while Redis does not answer.",
-            labels=("type", "state"),
-        )
-        for task, stats in self.jobs.items():
-            by_state.add_metric((task, "pending"), stats.pending)
-            by_state.add_metric((task, "completed"), stats.completed)
-            by_state.add_metric((task, "failed"), stats.failed)
-        yield by_state
-
     def _deliveries(self) -> Iterable[Metric]:
         deliveries = self._seal.carriage.deliveries
         if deliveries is None:
@@ -242,9 +228,10 @@ class OutboxMetrics(Collector):
 
 def install_metrics(app: FastAPI, seal: Counterseal, registry: CollectorRegistry) -> None:
     """Add `/metrics`."""
-    services = ServiceMetrics(seal)
     outbox = OutboxMetrics(seal.outbox)
-    registry.register(services)
+    jobs = JobMetrics(seal)
+    registry.register(ServiceMetrics(seal))
+    registry.register(jobs)
     registry.register(outbox)
     reading = asyncio.Lock()
 
@@ -253,10 +240,7 @@ def install_metrics(app: FastAPI, seal: Counterseal, registry: CollectorRegistry
         """Always 200: what Redis or the database can't tell is left out; `counterseal_store_available` is of Redis."""
         async with reading:
             await outbox.read()
-            try:
-                services.jobs = await seal.jobs.stats()
-            except CountersealError:
-                services.jobs = {}
+            await jobs.read()
             return Response(
                 generate_latest(registry), headers={"Cache-Control": "no-store"}, media_type=CONTENT_TYPE
             )
