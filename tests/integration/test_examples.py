@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from support.program import environment
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -61,11 +63,13 @@ with TestClient(app) as client:
 """
 
 
-def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("position", [0, 1], ids=["services", "jobs"])
+def test_the_programs_of_the_readme_run(tmp_path: Path, position: int) -> None:
     readme = (EXAMPLES.parent / "README.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    programs = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len(programs) == 2
     ended = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", programs[position]],
         cwd=tmp_path,
         env=environment(),
         capture_output=True,
@@ -74,6 +78,9 @@ def test_the_program_of_the_readme_runs(tmp_path: Path) -> None:
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+    if position == 1:
+        assert ended.stdout == "Ada, document 7 waits for you\n"
+        return
     assert ended.stdout.startswith("{'name': 'Ada Lovelace'}\n{'title': 'Document 7'}\nTrue 99 20")
     assert ended.stdout.endswith("Today(views=1, signatures=0, requests=1, users=1)\n")
 
