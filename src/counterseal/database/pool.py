@@ -6,7 +6,8 @@ import logging
 
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
-logging.getLogger(f"{__name__}.Pool").setLevel(logging.WARNING)  # what SQLAlchemy tells of pools is not for people
+# What SQLAlchemy tells of pools at INFO is not for people.
+logging.getLogger(f"{__name__}.Pool").setLevel(logging.WARNING)
 
 
 class Pool(AsyncAdaptedQueuePool):
