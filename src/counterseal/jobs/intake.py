@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,14 @@ class Parts:
 
     def __init__(self, now_ms: Callable[[], int]) -> None:
         self._now_ms = now_ms
-        self._process = secrets.token_hex(6)
-        self._count = secrets.randbits(24)
+        self._pid = 0
+        self._process = ""
+        self._count = 0
 
     def new(self) -> str:
         """Another one. Nobody needs to guess it, so the process counts."""
+        if self._pid != os.getpid():  # the first one, or the first one after a fork
+            self._pid, self._process, self._count = os.getpid(), secrets.token_hex(6), secrets.randbits(24)
         self._count = (self._count + 1) & 0xFFFFFFFF
         return f"{self._now_ms():012x}{self._process}{self._count:08x}"
 

@@ -92,9 +92,13 @@ class Run:
         self._lines: list[bytes] = []
         self._reporting: asyncio.Task[None] | None = None
 
-    def start(self, on_end: Callable[[], None]) -> None:
-        """Begin. `on_end` is called once, when `result` says what became of it."""
-        self.running = asyncio.get_running_loop().create_task(self._go(on_end))
+    def start(self, on_end: Callable[[], None], within: contextvars.Context | None = None) -> None:
+        """Begin. `on_end` is called once, when `result` says what became of it.
+
+        It runs in a copy of `within`, so that it sees no context variable that another job has set.
+        """
+        context = None if within is None else within.copy()
+        self.running = asyncio.get_running_loop().create_task(self._go(on_end), context=context)
 
     def cancel(self, reason: str) -> None:
         """Ask the job to end, because somebody has cancelled it."""

@@ -148,10 +148,11 @@ class Queue:
             f"jobs were written, but are not known to be on {replicas} replicas, as COUNTERSEAL_MIN_REPLICAS asks for"
         ) from why
 
-    async def lease(self, *, room: int, worker: str, call: str, lease_ms: int, idle: bool = False) -> Batch:
+    async def lease(self, *, room: int, worker: str, call: str, lease_ms: int, idle: int = -1) -> Batch:
         """Hold up to `room` queued jobs, after putting back those that are due or lost.
 
-        With `idle` a job that comes alone is sent to this worker as long as it has room left: see `sent`.
+        `idle` is the number of free slots: a job that comes alone is sent to this worker while it has one, see `sent`.
+        Nothing is sent with -1.
         """
         reply = await self.store.run(
             _LEASE,
@@ -165,7 +166,7 @@ class Queue:
             most_lost=MOST_LOST,
             lost_error=_LOST_ERROR,
             keep_dead_ms=_DEAD_MS,
-            idle=int(idle),
+            idle=idle,
         )
         match reply:
             case [list() as found, int(next_ms), int(gone), int(parked)]:
@@ -186,7 +187,8 @@ class Queue:
     async def held(self, worker: str) -> str | None:
         """The part of the last job that was sent to a worker, while its lease lasts; None when there is none."""
         found = await self.store.command("GET", f"{self.prefix}:held:{worker}{_SENT}")
-        return found.split()[1].decode() if isinstance(found, bytes) else None
+        words = found.split() if isinstance(found, bytes) else []
+        return words[1].decode() if len(words) > 1 else None
 
     async def recall_sent(self, worker: str) -> int:
         """Give back the last job that was sent to a worker who never saw it."""

@@ -7,6 +7,7 @@ trip. Between turns it waits for a message, for the end of a job, or for the mom
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import random
 import secrets
@@ -45,6 +46,7 @@ _AGAIN_S: Final = 0.1
 """So soon a worker that ends tries again to hand in."""
 _STALE_S: Final = 0.1
 """What has waited so long in a worker goes back to its queue, for others."""
+_LONGEST_UNPARK_PAUSE_S: Final = 60.0
 _UNPARKED_AT_ONCE: Final = 100
 _RESULTS_AT_ONCE: Final = 500
 _MOST_BYTES: Final = 4 * 2**20
@@ -86,6 +88,10 @@ class _Source:
     refused: bool = False
     """Whether results could not be handed in: nothing is leased before they are."""
     parked: int = -1
+    unpark_at: float = 0.0
+    unpark_pause_s: float = 0.0
+    recalled: str = ""
+    """A job that was sent here and given back unseen."""
     unparking: asyncio.Task[None] | None = None
 
 
@@ -155,6 +161,11 @@ class Worker:
         self._average_s = 1.0
         self._stale: asyncio.TimerHandle | None = None
         self._ends = 0
+        self._none_ahead = False
+        """Whether nothing is leased ahead: what was had to go back, and no job has ended since."""
+        self._left = False
+        """Whether nobody sends a job here any more."""
+        self._within = contextvars.Context()
 
     @property
     def queues(self) -> dict[str, int]:
@@ -172,7 +183,8 @@ class Worker:
         return sum(len(source.running) for source in self._sources)
 
     async def __aenter__(self) -> Self:
-        self._closing = False
+        self._closing = self._left = False
+        self._within = contextvars.copy_context()
         if any(not task.is_async for task in self._tasks.values()):
             self._threads = Threads(self._concurrency)
         self._background.keep("listen for jobs", self._listen)
@@ -193,12 +205,14 @@ class Worker:
         self._wake.set()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._grace_s
-        if self._hears:
-            self._hears = False
-            for source in self._sources:
-                with suppress(StoreError):
-                    await source.queue.leave(self._identity, lease_ms=self._lease_ms)
         try:
+            if self._hears:
+                self._hears = False
+                for source in self._sources:
+                    with suppress(StoreError):
+                        await source.queue.leave(self._identity, lease_ms=self._lease_ms)
+                await self._look_for_sent()
+            self._left = True
             for source in self._sources:
                 self._give_back(source)
             tasks = self._tasks_under_way()
@@ -212,6 +226,7 @@ class Worker:
                     "%d jobs were not done within the grace period and go back to their queue", len(tasks)
                 )
                 await asyncio.wait(tasks, timeout=_LET_GO_S)
+            self._leave_behind()
             if self._consumer is not None:
                 # Not cancelled: nobody would hold what is being leased for as long as the lease lasts.
                 self._wake.set()
@@ -251,7 +266,7 @@ class Worker:
 
     def _left_over(self, failures: int) -> bool:
         """Whether there is something to do before the loop may end."""
-        if self._runs():
+        if self._runs() or not self._left:
             return True
         return bool(failures < 3 and any(source.results or source.lost_call for source in self._sources))
 
@@ -274,6 +289,8 @@ class Worker:
             return 0
         taken = sum(len(source.running) + len(source.ahead) + len(source.results) for source in self._sources)
         ahead = min(_MOST_AHEAD, int(_AHEAD_S * self._concurrency / max(self._average_s, 1e-6)))
+        if self._none_ahead:
+            ahead = 0
         return self._concurrency + ahead - taken
 
     async def _exchange(self, source: _Source, room: int) -> float:
@@ -308,7 +325,11 @@ class Worker:
         call = str(source.calls)
         try:
             batch = await source.queue.lease(
-                room=room, worker=self._identity, call=call, lease_ms=self._lease_ms, idle=self._hears
+                room=room,
+                worker=self._identity,
+                call=call,
+                lease_ms=self._lease_ms,
+                idle=self._free() if self._hears else -1,
             )
         except BaseException:
             source.lost_call = call
@@ -330,13 +351,32 @@ class Worker:
             self._give_back(source)
             return 0.0
         self._start()
-        if batch.parked != source.parked and (source.unparking is None or source.unparking.done()):
-            source.parked = batch.parked
-            if batch.parked:
-                source.unparking = self._background.keep("unpark jobs", lambda: self._unpark(source))
+        if batch.parked:
+            self._look_at_parked(source, batch.parked)
         if len(batch.jobs) >= min(room, 200):
             return 0.0 if self._room() > 0 else self._poll_s
         return self._poll_s if batch.next_ms < 0 else max(0.001, batch.next_ms / 1000)
+
+    def _free(self) -> int:
+        """How many slots nothing is leased for."""
+        return max(0, self._concurrency - sum(len(one.running) + len(one.ahead) for one in self._sources))
+
+    def _look_at_parked(self, source: _Source, parked: int) -> None:
+        """Try to put parked jobs back: at once when their number is another one, else after longer and longer pauses.
+
+        The number alone tells nothing: what was put back may have been parked again by a worker of another release.
+        """
+        now = asyncio.get_running_loop().time()
+        if source.unparking is not None and not source.unparking.done():
+            return
+        if parked != source.parked:
+            source.unpark_pause_s = self._poll_s
+        elif now < source.unpark_at:
+            return
+        source.parked = parked
+        source.unpark_at = now + source.unpark_pause_s
+        source.unpark_pause_s = min(2 * source.unpark_pause_s, _LONGEST_UNPARK_PAUSE_S)
+        source.unparking = self._background.keep("unpark jobs", lambda: self._unpark(source))
 
     def _start(self) -> None:
         """Begin jobs while there are slots."""
@@ -364,6 +404,7 @@ class Worker:
         for leased in reversed(source.ahead):
             source.results.append(Result(leased.part, leased.token, "queued", 0, 0, b""))
         self._average_s = max(self._average_s, _STALE_S)
+        self._none_ahead = True
         source.ahead.clear()
         self._wake.set()
 
@@ -378,12 +419,13 @@ class Worker:
             tracing=self._tracing,
         )
         source.running[leased.part] = run
-        run.start(lambda: self._ended(source, run))
+        run.start(lambda: self._ended(source, run), self._within)
 
     def _ended(self, source: _Source, run: Run) -> None:
         if source.running.get(run.leased.part) is run:
             del source.running[run.leased.part]
         self._ends += 1
+        self._none_ahead = False
         self._average_s += (run.seconds - self._average_s) * 0.2
         if run.result is not None:
             source.results.append(run.result)
@@ -425,13 +467,12 @@ class Worker:
         """Give jobs another chance that were parked by a worker that did not know their task, or not its arguments."""
         for name, known in self._tasks.items():
             try:
-                while (
-                    await source.queue.unpark(name, known.schema, count=_UNPARKED_AT_ONCE)
-                    == _UNPARKED_AT_ONCE
-                ):
-                    pass
+                back = _UNPARKED_AT_ONCE
+                while back == _UNPARKED_AT_ONCE:
+                    back = await source.queue.unpark(name, known.schema, count=_UNPARKED_AT_ONCE)
+                    if back:
+                        source.unpark_pause_s = self._poll_s
             except StoreError:
-                source.parked = -1  # it is tried again after the next lease
                 return
 
     # -- beside the loop -------------------------------------------------------------------------------------------
@@ -503,7 +544,7 @@ class Worker:
     def _take(self, source: _Source, data: bytes) -> None:
         """Begin a job that was sent here."""
         leased = source.queue.sent(data)
-        if leased.part in source.running:
+        if leased.part in source.running or leased.part == source.recalled:
             return
         self.counts.leased += 1
         source.ahead.append(leased)
@@ -524,7 +565,16 @@ class Worker:
                     *(r.part for r in source.results),
                 }
                 if part is not None and part not in known:
+                    source.recalled = part  # should it be on its way still, it is another worker's now
                     await source.queue.recall_sent(self._identity)
+
+    def _leave_behind(self) -> None:
+        """Hand back what can't be ended: a plain function goes on in its thread, until the process ends."""
+        for source in self._sources:
+            for run in list(source.running.values()):
+                source.results.append(Result(run.leased.part, run.leased.token, "queued", 0, 0, b""))
+                run.abandon()
+                source.running.pop(run.leased.part, None)
 
     def _obey(self, source: _Source, order: bytes) -> None:
         """Cancel a job that runs here."""

@@ -104,6 +104,12 @@ if #added == 0 then
   return answers
 end
 redis.call('MSET', unpack(records)) -- before anybody can see the jobs
+for i = 2, #records, 2 do
+  if #records[i] > 65536 then -- leased one by one, for an answer has its limit
+    redis.call('HSET', KEYS[1], 'large', 1)
+    break
+  end
+end
 local woken = false
 if #delayed > 0 then
   redis.call('HSET', prefix .. ':state', unpack(states))

@@ -8,6 +8,9 @@
 local prefix, part, type, now, text = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 
 redis.call('SET', KEYS[2], text) -- before anybody can see the job
+if #text > 65536 then -- leased one by one, for an answer has its limit
+  redis.call('HSET', KEYS[1], 'large', 1)
+end
 local first = redis.call('RPUSH', KEYS[3], part) == 1
 local queued = redis.pcall('HINCRBY', KEYS[5], 'queued', 1)
 redis.pcall('XADD', KEYS[6], 'MAXLEN', '~', 2000, '*', 'enqueued', part)

@@ -2,15 +2,17 @@
 -- keys: queue
 -- args: prefix now_ms lease_ms room worker call most_lost lost_error keep_dead_ms idle
 -- returns: a list of leased jobs, the milliseconds until something is due (-1 when nothing is), the number of
---   records that were gone, and that of parked jobs. A job is part, state entry, record; the token in the entry
+--   records that were gone, and that of parked jobs. After 4 MB of records, or some thousand places that are passed
+--   over, it stops, and what is left is due at once. A job is part, state entry, record; the token in the entry
 --   fences its result.
--- ttl: held by lease_ms; records that fail here by keep_dead_ms; a flow that rests by its period; recent 30 days
+-- ttl: held by lease_ms; records that fail here by keep_dead_ms; a flow that rests by its period; recent 30 days; rates
+--   2 days
 local prefix, now, lease_ms, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local worker, call, most_lost, lost_error, keep_dead_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
-local idle = ARGV[10]
+local idle = tonumber(ARGV[10]) -- free slots; -1 when nothing may be sent to it
 local queue, running, delayed, states = KEYS[1], prefix .. ':running', prefix .. ':delayed', prefix .. ':state'
 local flow_due = prefix .. ':flowdue'
-local AT_ONCE = 200
+local AT_ONCE, MOST_PASSED, MOST_BYTES = 200, 2000, 4 * 1024 * 1024
 local HEAD = '^p([^\n]*)\n([012])\n([^\n]*)\n([^\n]*)\n(%d+)\n[^\n]*\n' -- type, priority, flow, unique, queued_ms
 local ENTRY = '^(%a+) (%d+) (%d+) (%d+) (%d+)(.*)$' -- state, token, attempt, lost, milliseconds, error
 
@@ -18,8 +20,8 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
-local time, paused, parallelism, retrying = unpack(
-  redis.call('HMGET', queue, 'time', 'paused', 'parallelism', 'retrying'))
+local time, paused, parallelism, retrying, large = unpack(
+  redis.call('HMGET', queue, 'time', 'paused', 'parallelism', 'retrying', 'large'))
 if time and tonumber(time) > now then
   now = tonumber(time)
 end
@@ -175,6 +177,12 @@ local function end_lost(part, record, entry, type, unique, outcome, why)
     redis.call('DEL', prefix .. ':unique:' .. unique)
   end
   count(type, outcome, 1)
+  if outcome == 'failed' then
+    count(type, 'failures', 1)
+  end
+  local hour = prefix .. ':rate:' .. math.floor(now / 3600000)
+  redis.pcall('HINCRBY', hour, math.floor(now / 60000) % 60 .. ':' .. type .. ':' .. outcome, 1)
+  redis.pcall('PEXPIRE', hour, 172800000, 'NX')
   ended[#ended + 1] = part .. ' ' .. outcome
 end
 
@@ -245,7 +253,8 @@ local function capacity(flow)
   return free
 end
 
-local leased, leases, entries, held = {}, {}, {}, {}
+local leased, leases, entries, held, mine = {}, {}, {}, {}, {}
+local bytes, passed, more = 0, 0, false
 local until_text, fresh = whole(now + lease_ms), 'running 1 1 0 ' .. now_text
 -- Lease those of these jobs that are still queued; how many they were. It is run for every job: it makes few strings.
 local function take(parts)
@@ -260,7 +269,7 @@ local function take(parts)
     local part, record, entry = parts[i], records[i], fresh
     if not record then
       gone = gone + 1
-    elseif string.byte(record) == 112 then -- p: no end is written
+    elseif string.byte(record) == 112 and not mine[part] then -- p: no end is written
       local type, _, _, _, queued = string.match(record, HEAD)
       local token = 1
       if stored[i] then
@@ -275,6 +284,8 @@ local function take(parts)
       elseif entry then
         local n = #leased + 1
         leased[n] = { part, entry, record }
+        mine[part] = true
+        bytes = bytes + #record
         leases[2 * n - 1], leases[2 * n] = until_text, part
         entries[2 * n - 1], entries[2 * n] = part, entry
         held[2 * n - 1], held[2 * n] = part, token
@@ -292,6 +303,7 @@ local function take(parts)
       end
     end
   end
+  passed = passed + #parts
   return #leased - before
 end
 
@@ -311,9 +323,13 @@ for priority = 0, 2 do
     end
     local stays = false
     if most > 0 then
-      local parts = redis.call('LPOP', lane, math.min(most, AT_ONCE))
+      -- Where there are large jobs they are looked at one by one.
+      local parts = redis.call('LPOP', lane, large and 1 or math.min(most, AT_ONCE))
       local taken = parts and take(parts) or 0
       room = room - taken
+      if bytes > MOST_BYTES or passed - #leased > MOST_PASSED then
+        room, more = 0, true
+      end
       stays = redis.call('EXISTS', lane) == 1
       if flow ~= '' and taken > 0 then
         redis.call('HINCRBY', prefix .. ':flow:' .. flow, 'running', taken)
@@ -361,14 +377,14 @@ end
 if #held > 0 then
   redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'started', table.concat(held, ' '))
 end
-if idle == '1' then -- a job that comes alone may be sent to it, as long as it has room
-  redis.call(room > 0 and 'SADD' or 'SREM', prefix .. ':idle', worker .. ' ' .. whole(lease_ms))
+if idle >= 0 then -- a job that comes alone may be sent to it, as long as it has a free slot
+  redis.call(idle > #leased and 'SADD' or 'SREM', prefix .. ':idle', worker .. ' ' .. whole(lease_ms))
 end
 if woken and room <= 0 then -- what this worker has no room for is for another
   redis.pcall('PUBLISH', prefix .. ':wake', '')
 end
 
-local next_ms = -1
+local next_ms = more and 0 or -1
 for _, key in ipairs({ delayed, running, flow_due }) do
   local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
   if first and first ~= 'inf' then
