@@ -21,6 +21,7 @@ from counterseal.core.errors import (
 )
 from counterseal.database.outbox import OutboxJob, add_job
 from counterseal.jobs.carrier import Carrier, Taking
+from counterseal.jobs.dead_letters import AT_ONCE, delete_letters, retry_letters
 from counterseal.jobs.intake import Intake, Parts
 from counterseal.jobs.job import Job, State, is_queue_name, job_id, read_job, split_job_id
 from counterseal.jobs.listing import Listing
@@ -324,27 +325,31 @@ class Jobs:
     async def retry_dead(self, *identifiers: str) -> list[Enqueued]:
         """Run dead letters again: of each a new job is made, with the same arguments and idempotency key.
 
-        A parked job goes back to its queue itself. Ids that are no dead letters are passed over. One round trip for
-        those of a queue.
+        It has the other options of the letter too: policy, tags, flow, parent, a deadline that has not passed, and the
+        unique key, when no other job holds it meanwhile. A delay and a deduplication id are dropped. A parked job goes
+        back to its queue itself. Ids that are no dead letters are passed over, and so are letters whose options can't
+        be read. Two round trips for every 200 of a queue.
         """
         made: list[Enqueued] = []
         for queue, parts in _by_queue(identifiers).items():
-            answers = await self._queue(queue).retry([(part, self._parts.new()) for part in parts])
+            calls = self._queue(queue)
+            answers = await retry_letters(calls, parts, new_part=self._parts.new)
             if self._carrier is not None:
-                await self._carrier.carry_again(self._queue(queue), [part for part in answers if part])
-            made += [
-                Enqueued(job_id(queue, part), created=part != letter)
-                for letter, part in zip(parts, answers, strict=True)
-                if part
-            ]
+                for first in range(0, len(answers), AT_ONCE):
+                    page = [part for _, part in answers[first : first + AT_ONCE]]
+                    await self._carrier.carry_again(calls, page)
+            made += [Enqueued(job_id(queue, part), created=part != letter) for letter, part in answers]
         return made
 
     async def delete_dead(self, *identifiers: str) -> int:
-        """Remove dead letters with all that is known of them; a parked job is cancelled. How many there were."""
+        """Remove dead letters with all that is known of them; a parked job is cancelled. How many there were.
+
+        A round trip for every 200 of a queue.
+        """
         gone = 0
         for queue, parts in _by_queue(identifiers).items():
-            gone += await self._queue(queue).discard(
-                parts, "deleted from the dead letters", keep_ms=DEFAULT_KEEP // _MS
+            gone += await delete_letters(
+                self._queue(queue), parts, "deleted from the dead letters", keep_ms=DEFAULT_KEEP // _MS
             )
         return gone
 

@@ -2,9 +2,11 @@
 -- keys: queue
 -- args: prefix now_ms keep_ms letters...
 -- returns: for each letter the part of the job that runs now, or '' when it is no dead letter any more
--- ttl: the record of a letter that was retried by keep_ms
--- A letter is two arguments: its part and the part of the new job. The new record has the old one's fields, and in its
--- extra `retry_of`, `key` (the idempotency key) and neither `due` nor `dedup`, nor a deadline that has passed.
+-- ttl: the record of a letter that was retried by keep_ms; the unique key that a new job takes by its window; tags by
+--   tag_ms
+-- A letter is three arguments: its part, the part of the new job, and the extra of the new job. Whoever calls writes
+-- that, for cjson makes an object of an empty list. Of it this reads `flow`, `unique`, `tags`, `tag_ms`. The unique key
+-- is taken again when nobody else has it.
 local prefix, now, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local states = prefix .. ':state'
 local HEAD = '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)'
@@ -40,24 +42,28 @@ local function limit_flow(flow, options)
   end
 end
 
-local name = string.match(prefix, '{([^}]*)}$') -- of the queue, with which the public id of a job begins
 local answers, began = {}, {}
-for i = 4, #ARGV, 2 do
-  local part, new = ARGV[i], ARGV[i + 1]
+for i = 4, #ARGV, 3 do
+  local part, new, again = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local record = redis.call('GET', prefix .. ':job:' .. part)
   local code, type, priority, flow, _, _, extra, args = string.match(record or '', HEAD)
   local answer = ''
   if code == 'f' and redis.call('ZREM', prefix .. ':dead', part) == 1 then
-    local options = extra == '' and {} or cjson.decode(extra)
-    options.retry_of, options.key = part, options.key or (name .. '.' .. part)
-    options.due, options.dedup, options.unique, options.given = nil, nil, nil, nil
-    if options.deadline and options.deadline <= now then
-      options.deadline = nil
+    local options = again == '' and {} or cjson.decode(again)
+    local unique = ''
+    if options.unique and redis.call('SET', prefix .. ':unique:' .. options.unique[1], new, 'NX',
+      'PX', string.format('%.0f', options.unique[2])) then
+      unique = options.unique[1]
+    end
+    for _, tag in ipairs(options.tags or {}) do
+      local key, tag_ms = prefix .. ':tag:' .. tag, string.format('%.0f', options.tag_ms)
+      redis.call('ZADD', key, now_text, new)
+      redis.call('PEXPIRE', key, tag_ms, 'NX')
+      redis.call('PEXPIRE', key, tag_ms, 'GT')
     end
     limit_flow(flow, options)
-    redis.call('SET', prefix .. ':job:' .. new, 'p' .. type .. '\n' .. priority .. '\n' .. flow .. '\n\n' .. now_text
-      .. '\n'
-      .. cjson.encode(options) .. '\n' .. args)
+    redis.call('SET', prefix .. ':job:' .. new, 'p' .. type .. '\n' .. priority .. '\n' .. flow .. '\n' .. unique
+      .. '\n' .. now_text .. '\n' .. again .. '\n' .. args)
     push(priority, flow, new)
     redis.call('PEXPIRE', prefix .. ':job:' .. part, keep_ms)
     redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'queued', 1)
