@@ -171,6 +171,12 @@ def test_qstash_as_the_carrier_needs_what_it_needs():
     assert len(faults({"COUNTERSEAL_JOBS_CARRIER": "qstash"})) == 4
 
 
+def test_qstash_as_the_carrier_is_refused_together_with_a_number_of_replicas():
+    found = faults({"COUNTERSEAL_JOBS_CARRIER": "qstash", "COUNTERSEAL_MIN_REPLICAS": "1"})
+    assert [fault.partition(":")[0] for fault in found][-1] == "COUNTERSEAL_MIN_REPLICAS"
+    assert len(found) == 5
+
+
 def test_what_the_command_line_says_wins_over_the_environment():
     variables = {"COUNTERSEAL_DATA_DIR": "from-the-environment"}
     assert Settings.load(variables, data_dir=Path("flag")).data_dir == Path("flag")

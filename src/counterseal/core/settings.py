@@ -375,6 +375,11 @@ class Settings(_Group):
                 for name, value in needed.items()
                 if value is None
             )
+            if redis.min_replicas:
+                faults.append(
+                    "COUNTERSEAL_MIN_REPLICAS: expected without COUNTERSEAL_JOBS_CARRIER=qstash, which accepts jobs"
+                    " without asking the replicas; both are set"
+                )
         return faults
 
 

@@ -83,6 +83,10 @@ class Jobs:
                 "COUNTERSEAL_MIN_REPLICAS: expected a REDIS_URL of a server with replicas, Sentinel or a Cluster, as"
                 " nobody else can tell what replicas have; it is not set"
             )
+        if min_replicas and carrier is not None:
+            raise ConfigurationError(
+                "COUNTERSEAL_MIN_REPLICAS: expected without a carrier, which accepts jobs without asking the replicas"
+            )
         self._store = store
         self._min_replicas = min_replicas
         self._keys = keys
