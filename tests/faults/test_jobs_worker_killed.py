@@ -158,7 +158,7 @@ async def test_a_plain_function_that_never_ends_keeps_no_worker_from_ending(
         await other.printed(f"begun {made.id}")
         job = await jobs.get(made.id)
         assert job is not None
-        assert (job.state, job.lost) == (State.RUNNING, 1)
+        assert (job.state, job.lost, job.attempt) == (State.RUNNING, 0, 1)  # handed back, uncounted
 
 
 async def _storm(server: Server, workers: JobWorkers, *, total: int, lease_ms: int, blows: int) -> None:
