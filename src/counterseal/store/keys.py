@@ -12,7 +12,7 @@
 | `<ns>:jobs:{<queue>}:ready:<priority>` | list | none: emptied by workers, must outlive any pause of theirs | queued jobs without a flow |
 | `<ns>:jobs:{<queue>}:lane:<priority>:<flow>` | list | none: as above | queued jobs of a flow |
 | `<ns>:jobs:{<queue>}:ring:<priority>` | list | none: as above | the flows that are served in turn, and '' for jobs without one |
-| `<ns>:jobs:{<queue>}:flow:<flow>` | hash | none while jobs of it are queued or run; then a minute more than its period: a job that is due brings its limits along | the limits of a flow and how much of them is used |
+| `<ns>:jobs:{<queue>}:flow:<flow>` | hash | none while jobs of it stand in lanes or run; then a minute more than its period: a job that is due or delivered brings its limits along | the limits of a flow and how much of them is used |
 | `<ns>:jobs:{<queue>}:flowdue` | sorted set | none: emptied by workers | flows that are held up: those whose rate is used up by the end of their period, the others at infinity |
 | `<ns>:jobs:{<queue>}:delayed` | sorted set | none: as above | jobs that are scheduled or run again, by when they are due |
 | `<ns>:jobs:{<queue>}:running` | sorted set | none: as above | leased jobs by the end of their lease |

@@ -3,7 +3,8 @@
 -- args: prefix now_ms part type lease_ms look_ms early_ms most_lost lost_error keep_dead_ms
 -- returns: `leased`, the job's part, state entry and record; or `gone`; or `other` when it is of another type; or
 --   `ended` and the first letter of its record; or `wait`, why, and for how many milliseconds
--- ttl: a record that ends here, because deliveries of it did not come back, by keep_dead_ms
+-- ttl: a record that ends here, because deliveries of it did not come back, by keep_dead_ms; a flow that rests by its
+--   period; recent 30 days; rates 2 days
 -- What is due within `early_ms` is due: clocks differ.
 local prefix, now, part, kind, lease_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5])
 local look_ms, early_ms, most_lost = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -12,6 +13,34 @@ local queue, key, states, running = KEYS[1], prefix .. ':job:' .. part, prefix .
 
 local function whole(number)
   return string.format('%.0f', number)
+end
+
+-- A flow with one running job less, as in `finish`.
+local function leave_flow(flow)
+  local of = prefix .. ':flow:' .. flow
+  local left = redis.call('HINCRBY', of, 'running', -1)
+  if left < 0 then -- its hash was lost
+    redis.call('HSET', of, 'running', 0)
+  end
+  local stalled, in0, in1, in2, period = unpack(redis.call('HMGET', of, 'stalled', 'in0', 'in1', 'in2', 'period_ms'))
+  if stalled == 'full' then
+    redis.call('HDEL', of, 'stalled')
+    redis.call('ZREM', prefix .. ':flowdue', flow)
+    for priority = 0, 2 do
+      local member = ({ in0, in1, in2 })[priority + 1]
+      if not member and redis.call('EXISTS', prefix .. ':lane:' .. priority .. ':' .. flow) == 1 then
+        redis.call('HSET', of, 'in' .. priority, 1)
+        redis.call('PERSIST', of)
+        redis.call('RPUSH', prefix .. ':ring:' .. priority, flow)
+      end
+    end
+    in0, in1, in2 = unpack(redis.call('HMGET', of, 'in0', 'in1', 'in2'))
+    stalled = false
+    redis.pcall('PUBLISH', prefix .. ':wake', '')
+  end
+  if left <= 0 and not (stalled or in0 or in1 or in2) then
+    redis.call('PEXPIRE', of, whole(tonumber(period or '0') + 60000))
+  end
 end
 
 local time, paused, parallelism = unpack(redis.call('HMGET', queue, 'time', 'paused', 'parallelism'))
@@ -27,8 +56,8 @@ if not record then
   redis.call('HDEL', prefix .. ':messages', part)
   return { 'gone' }
 end
-local code, type, _, flow, unique, queued =
-  string.match(record, '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(%d+)')
+local code, type, _, flow, unique, queued, extra =
+  string.match(record, '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(%d+)\n([^\n]*)')
 if type ~= kind then
   return { 'other' }
 end
@@ -49,8 +78,8 @@ if state == 'running' then
   redis.pcall('HINCRBY', stats, 'running', -1)
   redis.pcall('HINCRBY', stats, 'lost', 1)
   lost = tonumber(lost) + 1
-  if flow ~= '' and redis.call('HINCRBY', prefix .. ':flow:' .. flow, 'running', -1) < 0 then
-    redis.call('HSET', prefix .. ':flow:' .. flow, 'running', 0)
+  if flow ~= '' then
+    leave_flow(flow)
   end
   local cancel = redis.call('HGET', prefix .. ':cancel', part)
   if cancel or lost >= most_lost then
@@ -64,12 +93,20 @@ if state == 'running' then
     redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_dead_ms)
     redis.call('SREM', prefix .. ':logged', part)
     if not cancel then
+      redis.call('ZREMRANGEBYSCORE', prefix .. ':dead', '-inf', whole(now - keep_dead_ms))
       redis.call('ZADD', prefix .. ':dead', now_text, part)
+      redis.pcall('HINCRBY', stats, 'failures', 1)
     end
     if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
       redis.call('DEL', prefix .. ':unique:' .. unique)
     end
     redis.pcall('HINCRBY', stats, outcome, 1)
+    local hour = prefix .. ':rate:' .. math.floor(now / 3600000)
+    redis.pcall('HINCRBY', hour, math.floor(now / 60000) % 60 .. ':' .. type .. ':' .. outcome, 1)
+    redis.pcall('PEXPIRE', hour, 172800000, 'NX')
+    redis.pcall('LPUSH', prefix .. ':recent', part)
+    redis.pcall('LTRIM', prefix .. ':recent', 0, 9999)
+    redis.pcall('PEXPIRE', prefix .. ':recent', 2592000000)
     redis.pcall('PUBLISH', prefix .. ':ended', part .. ' ' .. outcome)
     redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'left', part .. ' ' .. outcome)
     return { 'ended', ending }
@@ -105,11 +142,17 @@ redis.call('HSET', states, part, entry)
 redis.call('ZADD', running, whole(now + lease_ms), part)
 redis.call('ZADD', prefix .. ':carried', 'XX', whole(now + look_ms), part)
 if flow ~= '' then
-  redis.call('HINCRBY', prefix .. ':flow:' .. flow, 'running', 1)
+  local of = prefix .. ':flow:' .. flow
+  if redis.call('HEXISTS', of, 'period_ms') == 0 then -- its limits are forgotten while it rests
+    local limits = cjson.decode(extra).flow
+    redis.call('HSET', of, 'parallelism', limits[2], 'rate', limits[3], 'period_ms', limits[4])
+  end
+  redis.call('PERSIST', of)
+  redis.call('HINCRBY', of, 'running', 1)
 end
 local waited = math.max(0, now - tonumber(ms))
 redis.pcall('HINCRBY', prefix .. ':times:' .. type,
-  waited < 1 and 'w0' or 'w' .. math.ceil(math.log(waited) / 0.020000667), 1)
+  waited < 1 and 'w-1' or 'w' .. math.ceil(math.log(waited) / 0.020000667), 1)
 redis.pcall('HINCRBY', stats, counted, -1)
 redis.pcall('HINCRBY', stats, 'running', 1)
 redis.pcall('HINCRBY', stats, 'leased', 1)

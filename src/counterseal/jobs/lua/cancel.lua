@@ -2,7 +2,8 @@
 -- keys: queue
 -- args: prefix now_ms part reason keep_ms
 -- returns: `cancelled`, `asked` when it runs, the state of a job that has ended, or nil when there is none
--- ttl: a record that ends here, with its logs, by keep_ms; recent 30 days
+-- ttl: a record that ends here, with its logs, by keep_ms; recent 30 days; rates 2 days; a flow that rests by
+--   its period
 local prefix, now, part, reason, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local key, states = prefix .. ':job:' .. part, prefix .. ':state'
 
@@ -10,7 +11,7 @@ local record = redis.call('GET', key)
 if not record then
   return nil
 end
-local code, type, _, _, unique = string.match(record, '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n')
+local code, type, _, flow, unique = string.match(record, '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n')
 if code ~= 'p' then
   return ({ c = 'completed', f = 'failed', x = 'cancelled' })[code]
 end
@@ -48,9 +49,20 @@ elseif state == 'scheduled' or state == 'retrying' then
     woken = true -- it may have held up a strict queue
   end
 end
+if flow ~= '' then -- it is forgotten when it has nothing that waits in a lane or runs
+  local of = prefix .. ':flow:' .. flow
+  local stalled, in0, in1, in2, period, left =
+    unpack(redis.call('HMGET', of, 'stalled', 'in0', 'in1', 'in2', 'period_ms', 'running'))
+  if not (stalled or in0 or in1 or in2) and tonumber(left or '0') <= 0 then
+    redis.call('PEXPIRE', of, string.format('%.0f', tonumber(period or '0') + 60000))
+  end
+end
 -- Neither broken statistics nor a silent channel may keep a job alive.
 redis.pcall('HINCRBY', prefix .. ':stats:' .. type, counted, -1)
 redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'cancelled', 1)
+local hour = prefix .. ':rate:' .. math.floor(now / 3600000)
+redis.pcall('HINCRBY', hour, math.floor(now / 60000) % 60 .. ':' .. type .. ':cancelled', 1)
+redis.pcall('PEXPIRE', hour, 172800000, 'NX')
 redis.pcall('LPUSH', prefix .. ':recent', part)
 redis.pcall('LTRIM', prefix .. ':recent', 0, 9999)
 redis.pcall('PEXPIRE', prefix .. ':recent', 2592000000)

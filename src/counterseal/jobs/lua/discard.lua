@@ -2,8 +2,15 @@
 -- keys: queue
 -- args: prefix now_ms reason keep_ms parts...
 -- returns: how many
--- ttl: the record of a parked job by keep_ms; recent 30 days
-local prefix, now, reason, keep_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+-- ttl: the record of a parked job by keep_ms; recent 30 days; rates 2 days
+local prefix, now, reason, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+
+local stored = redis.call('HGET', KEYS[1], 'time')
+if stored and tonumber(stored) > now then
+  now = tonumber(stored)
+end
+local now_text = string.format('%.0f', now)
+local hour, minute = prefix .. ':rate:' .. math.floor(now / 3600000), math.floor(now / 60000) % 60
 local done = 0
 for i = 5, #ARGV do
   local part = ARGV[i]
@@ -18,7 +25,7 @@ for i = 5, #ARGV do
     if type then
       local entry = string.match(redis.call('HGET', prefix .. ':state', part) or '', '^%a+ (%d+ %d+ %d+)') or '0 0 0'
       redis.call('ZREM', prefix .. ':parked:' .. type, part)
-      local tail = '\n' .. entry .. ' 0 ' .. now .. ' 0\n' .. reason
+      local tail = '\n' .. entry .. ' 0 ' .. now_text .. ' 0\n' .. reason
       redis.call('SET', key, 'x' .. string.sub(record, 2) .. tail, 'PX', keep_ms)
       redis.call('HDEL', prefix .. ':state', part)
       redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_ms)
@@ -28,6 +35,8 @@ for i = 5, #ARGV do
       end
       redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'retrying', -1)
       redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'cancelled', 1)
+      redis.pcall('HINCRBY', hour, minute .. ':' .. type .. ':cancelled', 1)
+      redis.pcall('PEXPIRE', hour, 172800000, 'NX')
       redis.pcall('LPUSH', prefix .. ':recent', part)
       redis.pcall('LTRIM', prefix .. ':recent', 0, 9999)
       redis.pcall('PEXPIRE', prefix .. ':recent', 2592000000)

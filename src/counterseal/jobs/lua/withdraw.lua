@@ -2,7 +2,7 @@
 -- keys: queue
 -- args: prefix part
 -- returns: 1, or 0 when it began, ended, or is not there
--- ttl: none
+-- ttl: a flow that rests by its period
 local prefix, part = ARGV[1], ARGV[2]
 local key, states = prefix .. ':job:' .. part, prefix .. ':state'
 
@@ -24,6 +24,14 @@ for name, of in pairs({ dedup = options.dedup, unique = options.unique }) do
 end
 for _, tag in ipairs(options.tags or {}) do
   redis.call('ZREM', prefix .. ':tag:' .. tag, part)
+end
+if options.flow then
+  local of = prefix .. ':flow:' .. options.flow[1]
+  local stalled, in0, in1, in2, period, left =
+    unpack(redis.call('HMGET', of, 'stalled', 'in0', 'in1', 'in2', 'period_ms', 'running'))
+  if not (stalled or in0 or in1 or in2) and tonumber(left or '0') <= 0 then
+    redis.call('PEXPIRE', of, string.format('%.0f', tonumber(period or '0') + 60000))
+  end
 end
 redis.call('DEL', key)
 redis.call('HDEL', states, part)
