@@ -40,7 +40,7 @@ from counterseal.jobs.service import OUTBOX_KIND, Jobs
 from counterseal.jobs.task import DEFAULT_QUEUE, Task, task
 from counterseal.jobs.tracing import tracing_of
 from counterseal.jobs.types import CLEANUP_EXPIRED
-from counterseal.jobs.worker import Worker
+from counterseal.jobs.worker import POLL, REST_POLL, Worker
 from counterseal.ratelimit.policy import Elsewhere, Policy
 from counterseal.ratelimit.service import RateLimits
 from counterseal.sessions.service import Sessions
@@ -215,6 +215,7 @@ class Counterseal:
             queues=named,
             concurrency=concurrency or self.settings.jobs.concurrency,
             lease=self.settings.jobs.lease,
+            poll=REST_POLL if self.store.kind == "rest" else POLL,
             grace=self.settings.web.grace / 2,
             middleware=middleware,
             tracing=self._tracing,

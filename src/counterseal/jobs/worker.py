@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 LEASE: Final = timedelta(seconds=15)
 POLL: Final = timedelta(seconds=5)
+REST_POLL: Final = timedelta(seconds=6)
+"""Over REST, where each look is a request: with a scheduler's it stays below one in 5 s."""
 
 _SENDING: Final = frozenset({"embedded", "native", "sentinel"})
 _LET_GO_S: Final = 1.0  # for handing back the jobs that are cut off
