@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from counterseal.core.errors import CodecError, NonRetryable, RetryLater, UnknownName
+from counterseal.core.errors import CodecError, CountersealError, NonRetryable, RetryLater, UnknownName
 from counterseal.jobs.context import JobContext
 from counterseal.jobs.job import Failure, Job, State
 from counterseal.jobs.options import Flow
@@ -273,6 +273,47 @@ async def test_a_time_out_is_a_failed_run_and_a_deadline_the_end(plain: Store) -
     assert found == {"t": ("TimeoutError", 2), "l": ("DeadlineExceeded", 1), "p": ("DeadlineExceeded", 1)}
     assert ends["p"].failure is not None
     assert "before the job began" in ends["p"].failure.message
+
+
+async def test_what_a_plain_function_returns_after_its_timeout_or_deadline_does_not_count(
+    plain: Store,
+) -> None:
+    @task(retry=0)
+    def late(context: JobContext) -> str:
+        assert context.wait_cancelled(SOON)
+        return "too late"
+
+    jobs = made(plain, late)
+    now = datetime.fromtimestamp(plain.now_ms() / 1000, UTC)
+    async with working(plain, late):
+        timed = await jobs.enqueue(late.using(timeout=timedelta(milliseconds=50)))
+        dated = await jobs.enqueue(late.using(deadline=now + timedelta(seconds=1)))
+        ends = [await done(jobs, one.id) for one in (timed, dated)]
+    assert [job.failure.error for job in ends if job.failure] == ["TimeoutError", "DeadlineExceeded"]
+    assert [job.result for job in ends] == [None, None]
+
+
+class Unspeakable(CountersealError):
+    """Raises when it is to be told."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("hunter2")
+
+
+async def test_what_keeps_a_job_from_being_run_is_logged_by_name_and_place_alone(
+    plain: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    @task(retry=0)
+    async def breaks(context: JobContext) -> None:
+        raise Unspeakable("hunter2")
+
+    jobs = made(plain, breaks)
+    async with working(plain, breaks):
+        job = await done(jobs, (await jobs.enqueue(breaks)).id)
+    assert job.failure is not None
+    assert (job.state, job.failure.error, job.failure.message) == (State.FAILED, "RuntimeError", "")
+    assert "can't be run: RuntimeError (in __str__" in caplog.text
+    assert "hunter2" not in caplog.text
 
 
 async def test_leaving_hands_back_what_is_not_done_within_the_grace(plain: Store) -> None:

@@ -126,9 +126,10 @@ class Run:
         outcome = None
         try:
             outcome = self._stopped() if self._why else await self._outcome()
-        except Exception as fault:  # of this module or of a retry policy
-            logger.exception("job %s of type %s can't be run", self._id, self.leased.type)
-            outcome = self._failed(_failure(fault))
+        except Exception as fault:  # noqa: BLE001 - of this module or of a retry policy
+            failure = _failure(fault)
+            logger.error("job %s of type %s can't be run: %s", self._id, self.leased.type, failure)  # noqa: TRY400 - its text may hold anything
+            outcome = self._failed(failure)
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -174,7 +175,10 @@ class Run:
             return self._stopped()
         except BaseException as fault:  # noqa: BLE001 - SystemExit too: it ends a job, and not its worker
             return self._raised(fault)
-        if self._why == "timeout":  # a plain function, which could not be stopped
+        if self._why in (
+            "timeout",
+            "deadline",
+        ):  # it could not be stopped, as a plain function, and came too late
             return self._stopped()
         return self._completed(value)
 
