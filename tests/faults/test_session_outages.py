@@ -8,7 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -699,6 +699,12 @@ async def answers(app: Process) -> bool:
     return True
 
 
+async def is_good_again(app: Process, session_id: str) -> bool:
+    with suppress(DatabaseUnavailable, StoreUnavailable):
+        await app.sessions.get(session_id)
+    return not (app.sessions._backing.outage.lasts or app.sessions._backing.pending.unsettled)
+
+
 def copies_of(app: Process) -> Any:
     return app.sessions._backing.copies
 
@@ -878,6 +884,8 @@ async def test_outages_that_overlap_bring_no_ended_session_back_and_end_no_other
         for gone in (before, after):
             assert await refused(other.sessions.get(gone.session_id))
         await up("database" if first_back == "redis" else "redis")
+        for app in apps:  # who has not written yet what was revoked answers that it can't say
+            await eventually(lambda app=app: is_good_again(app, kept.session_id), within=20)
         for gone in ended:
             await told(lost, gone.session_id)
             for app in apps:

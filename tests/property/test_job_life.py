@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from counterseal.jobs.dead_letters import retry_letters
 from counterseal.jobs.job import State, read_job
 from counterseal.jobs.options import Flow, Options, write_extra
 from counterseal.jobs.scripts import MOST_LOST, Leased, Queue, Result
@@ -329,7 +330,7 @@ class Life(RuleBasedStateMachine):
                 job.state, job.parked = State.CANCELLED, False
             return
         new = f"j{len(self.jobs)}r"
-        (answer,) = self.run(self.queue.retry([(part, new)]))
+        ((_, answer),) = self.run(retry_letters(self.queue, [part], new_part=lambda: new))
         if job.letter:
             assert answer == new
             self.jobs[new] = Known(job.priority, job.flow, None, State.QUEUED)

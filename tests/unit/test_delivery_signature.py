@@ -53,7 +53,7 @@ FORGED: dict[str, dict[str, Any]] = {
     "no body": {"body": None},
     "expired": {"exp": int(time.time()) - 10},
     "no expiry": {"exp": None},
-    "not yet": {"nbf": int(time.time()) + 60},
+    "not yet": {"nbf": int(time.time()) + 86_400},
     "no beginning": {"nbf": None},
 }
 

@@ -175,10 +175,7 @@ class Run:
             return self._stopped()
         except BaseException as fault:  # noqa: BLE001 - SystemExit too: it ends a job, and not its worker
             return self._raised(fault)
-        if self._why in (
-            "timeout",
-            "deadline",
-        ):  # it could not be stopped, as a plain function, and came too late
+        if self._why in ("timeout", "deadline"):  # a plain function can't be stopped; it came too late
             return self._stopped()
         return self._completed(value)
 

@@ -38,7 +38,6 @@ _CANCEL: Final = load_script("counterseal.jobs", "cancel")
 _REPORT: Final = load_script("counterseal.jobs", "report")
 _RECALL: Final = load_script("counterseal.jobs", "recall")
 _UNPARK: Final = load_script("counterseal.jobs", "unpark")
-_RETRY: Final = load_script("counterseal.jobs", "retry")
 _DISCARD: Final = load_script("counterseal.jobs", "discard")
 _READ: Final = load_script("counterseal.jobs", "read")
 _RELEASE: Final = load_script("counterseal.jobs", "release")
@@ -277,18 +276,6 @@ class Queue:
         )
         return reply if isinstance(reply, int) else 0
 
-    async def retry(self, letters: Sequence[tuple[str, str]]) -> list[str]:
-        """Run dead letters again: of each its part and that of the new job; for each the part that runs now, or ''."""
-        reply = await self.store.run(
-            _RETRY,
-            queue=self.keys.jobs_queue(self.name),
-            prefix=self.prefix,
-            now_ms=self.store.now_ms(),
-            keep_ms=_DEAD_MS,
-            letters=[part for letter in letters for part in letter],
-        )
-        return [item.decode() if isinstance(item, bytes) else "" for item in _items(reply)]
-
     async def discard(self, parts: Sequence[str], reason: str, *, keep_ms: int) -> int:
         """Take dead letters away; how many there were."""
         reply = await self.store.run(
@@ -303,7 +290,7 @@ class Queue:
         return reply if isinstance(reply, int) else 0
 
     async def read(self, parts: Sequence[str]) -> list[Reply]:
-        """What is stored of jobs; `read_job` understands each item."""
+        """What is stored of jobs, fewer when they are large, at least one; `read_job` understands each item."""
         reply = await self.store.run(
             _READ, queue=self.keys.jobs_queue(self.name), prefix=self.prefix, parts=parts
         )

@@ -276,9 +276,12 @@ class Worker:
         """Hand in what has ended and lease what there is room for. Seconds until something is due."""
         if len(self._sources) == 1:
             return await self._exchange(self._sources[0], self._room())
-        pause = self._poll_s
-        for source in self._order():
-            pause = min(pause, await self._exchange(source, self._room()))
+        pause, order = self._poll_s, self._order()
+        # Results of those that follow leave in this turn too. Else a slot stays with the queue whose job had it.
+        leaving = [0 if source.refused else len(source.results) for source in order]
+        for place, source in enumerate(order):
+            freed = sum(leaving[place + 1 :])
+            pause = min(pause, await self._exchange(source, self._room() + freed))
         return pause
 
     def _order(self) -> list[_Source]:
