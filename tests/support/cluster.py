@@ -9,9 +9,9 @@ from typing import Any
 
 from hiredis import ReplyError
 
+from counterseal.testing.running import Running
 from support.client import PASSWORD, USER
 from support.ports import free_port
-from support.running import Running
 from support.servers import Server, login
 from support.waiting import wait_until
 

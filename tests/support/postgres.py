@@ -18,10 +18,10 @@ from typing import Self
 
 import trustme
 
+from counterseal.testing.running import Running
 from support.ports import free_port
 from support.processes import end_process, freeze_process, kill_process, start_process, thaw_process
 from support.requirements import needs
-from support.running import Running
 from support.waiting import wait_until
 
 PASSWORD = "opensesame"

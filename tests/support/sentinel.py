@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from hiredis import ReplyError
 
+from counterseal.testing.running import Running
 from support.client import PASSWORD, USER
-from support.running import Running
 from support.servers import Server, login
 from support.waiting import wait_until
 

@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 from hiredis import ReplyError
 
+from counterseal.testing.running import Running
 from support.client import PASSWORD, USER, Argument, Client
 from support.ports import free_port
 from support.processes import end_process, freeze_process, kill_process, start_process, thaw_process
-from support.running import Running
 from support.waiting import wait_until
 
 # Without a disk a primary streams only from its replica's next ACK on, up to a second after the link is said to be up:

@@ -8,17 +8,17 @@ import tempfile
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from counterseal.core.settings import Fsync, Settings
 from counterseal.store.embedded.folder import Endpoint
 from counterseal.store.embedded.server import EmbeddedServer
 from counterseal.store.open import open_store
 from counterseal.testing.relay import Relay
+from counterseal.testing.running import Running
 
 
-class PrivateServer:
+class PrivateServer(Running):
     """A running server that nobody else uses: `with PrivateServer() as server`, once for each process of tests.
 
     It costs about a tenth of a second. At the end the server is ended and its folder is removed. It may be entered
@@ -87,19 +87,6 @@ class PrivateServer:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _where(self) -> Endpoint:
         if self._endpoint is None:
