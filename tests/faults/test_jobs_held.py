@@ -125,6 +125,30 @@ async def test_jobs_whose_arguments_are_longer_than_a_reply_together_run_all(
     assert worker.counts.leased == 80
 
 
+async def test_a_queue_is_leased_one_by_one_only_while_it_has_large_jobs(
+    store: NativeStore, jobs: Jobs, queue: Queue
+) -> None:
+    @task(name="long")
+    async def long(context: JobContext, text: str) -> None: ...
+
+    async def is_careful() -> bool:
+        return await store.command("HEXISTS", KEYS.jobs_queue("default"), "large") == 1
+
+    async def lease(call: int) -> Batch:
+        return await queue.lease(room=10, worker="w", call=str(call), lease_ms=LEASE_MS)
+
+    made = await jobs.enqueue(long, "x" * 100_000)
+    (held,) = (await lease(1)).jobs
+    await lease(2)
+    assert await is_careful()  # it may go back to its lane
+    await queue.finish([Result(held.part, held.token, "failed", 60_000, 0, b"[]")])
+    await lease(3)
+    assert not await is_careful()
+    assert len(await jobs.retry_dead(made.id)) == 1
+    assert await is_careful()
+    assert len((await lease(4)).jobs) == 1
+
+
 # -- what a worker keeps from others -----------------------------------------------------------------------------------
 
 

@@ -384,6 +384,11 @@ if woken and room <= 0 then -- what this worker has no room for is for another
   redis.pcall('PUBLISH', prefix .. ':wake', '')
 end
 
+if large and redis.call('HLEN', states) == 0
+  and redis.call('EXISTS', prefix .. ':ring:0', prefix .. ':ring:1', prefix .. ':ring:2') == 0 then
+  redis.call('HDEL', queue, 'large') -- no job is left that is
+end
+
 local next_ms = more and 0 or -1
 for _, key in ipairs({ delayed, running, flow_due }) do
   local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]

@@ -64,6 +64,9 @@ for i = 4, #ARGV, 3 do
     limit_flow(flow, options)
     redis.call('SET', prefix .. ':job:' .. new, 'p' .. type .. '\n' .. priority .. '\n' .. flow .. '\n' .. unique
       .. '\n' .. now_text .. '\n' .. again .. '\n' .. args)
+    if #args > 65536 then -- leased one by one, for an answer has its limit
+      redis.call('HSET', KEYS[1], 'large', 1)
+    end
     push(priority, flow, new)
     redis.call('PEXPIRE', prefix .. ':job:' .. part, keep_ms)
     redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'queued', 1)
