@@ -40,7 +40,7 @@ class State(StrEnum):
     @property
     def terminal(self) -> bool:
         """Whether this is the end."""
-        return self in _TERMINAL
+        return not TRANSITIONS[self]
 
 
 TRANSITIONS: Final = {
@@ -54,7 +54,6 @@ TRANSITIONS: Final = {
 }
 """What may follow each state."""
 
-_TERMINAL: Final = frozenset({State.COMPLETED, State.FAILED, State.CANCELLED})
 _ENDS: Final = {b"c": State.COMPLETED, b"f": State.FAILED, b"x": State.CANCELLED}
 _ID: Final = re.compile(r"([A-Za-z0-9_-]{1,64})\.([A-Za-z0-9_-]{1,64})")
 _QUEUE: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -256,10 +255,3 @@ def _progress(text: Reply) -> Progress | None:
 
 def _text(reply: Reply) -> str | None:
     return reply.decode() if isinstance(reply, bytes) else None
-
-
-def read_parts(replies: Reply) -> Sequence[Reply]:
-    """The items of a reply of `read`."""
-    if not isinstance(replies, list):
-        raise CodecError("stored jobs can't be read")
-    return replies
