@@ -86,14 +86,18 @@ async def test_jobs_whose_lease_call_got_no_answer_run_again_at_once_and_uncount
     valkey: Server, jobs: Jobs, relays: Callable[..., Awaitable[Relay]]
 ) -> None:
     relay = await relays(valkey)
-    async with native_store(relay, options=BRISK) as far, worker_on(far):
-        await eventually(lambda: far.counts.commands > 5)
-        relay.hold()
+    patient = LinkOptions(connect_timeout=timedelta(seconds=30), command_timeout=timedelta(seconds=30))
+    async with native_store(relay, options=patient) as far:
+        await jobs.enqueue(note, -1)
+        async with worker_on(far):  # connects, and the server has the scripts
+            await eventually(lambda: none_pending(jobs, "note", 1))
         made = [one.id for one in await jobs.enqueue_many([note.call(number) for number in range(8)])]
-        await eventually(lambda: running(jobs, 8))
-        relay.cut()
-        relay.release()
-        await eventually(lambda: none_pending(jobs, "note", 8))
+        relay.hold()
+        async with worker_on(far):
+            await eventually(lambda: running(jobs, 8))
+            relay.cut()
+            relay.release()
+            await eventually(lambda: none_pending(jobs, "note", 9))
         for identifier in made:
             job = await the(jobs, identifier)
             assert (job.state, job.attempt, job.lost) == (State.COMPLETED, 1, 0)
