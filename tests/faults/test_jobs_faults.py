@@ -270,16 +270,16 @@ async def test_a_worker_without_grace_hands_back_what_has_not_taken_its_first_st
     made = [one.id for one in await jobs.enqueue_many([endless.call() for _ in range(10)])]
     worker = worker_on(store, endless, grace=timedelta(0))
     seen: list[int] = []
-    begin = worker._run
+    begin = worker._slots.run
 
     def run(source: Any, leased: Any) -> None:
         begin(source, leased)
         if len(seen) == 0:
             seen.append(worker.running)
-            for one in worker._runs():
+            for one in worker._slots.runs():
                 one.end("drain")
 
-    worker._run = run  # type: ignore[method-assign]
+    worker._slots.run = run  # type: ignore[method-assign]
     async with worker:
         await eventually(lambda: worker.counts.leased >= 10)
     assert seen == [1]
@@ -419,7 +419,7 @@ async def test_a_worker_that_ends_leaves_no_task_and_no_timer_behind(store: Nati
     async with worker:
         await jobs.enqueue_many([endless.call() for _ in range(8)])
         await eventually(lambda: worker.counts.leased >= 2)
-    assert worker._stale is None
+    assert worker._slots._stale is None
     assert worker.running == 0
     await eventually(lambda: not {one for one in asyncio.all_tasks() - before if not one.done()})
 

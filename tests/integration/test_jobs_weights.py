@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from counterseal.jobs import worker as worker_module
+from counterseal.jobs import slots
 from counterseal.jobs.context import JobContext
 from counterseal.jobs.service import Jobs
 from counterseal.jobs.task import task
@@ -22,7 +22,7 @@ COUNTED = 400
 async def test_of_two_queues_that_are_never_empty_each_gets_its_share(
     valkey: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_AHEAD_S", 0.0)  # one job a turn: every lease is a choice
+    monkeypatch.setattr(slots, "_AHEAD_S", 0.0)  # one job a turn: every lease is a choice
     random.seed(20)
     ran: list[str] = []
     enough = asyncio.Event()

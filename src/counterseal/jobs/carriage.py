@@ -8,12 +8,12 @@ from typing import Any, Self
 
 from counterseal.core.settings import Settings
 from counterseal.jobs.delivery import Deliveries
+from counterseal.jobs.probe import probe
 from counterseal.jobs.qstash import QStash
 from counterseal.jobs.service import by_name
 from counterseal.jobs.task import Task
 from counterseal.jobs.tracing import Tracing
 from counterseal.jobs.types import PROBE
-from counterseal.jobs.worker import probe
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
 

@@ -8,8 +8,15 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from counterseal.core.codec import JsonValue
+from counterseal.jobs.context import JobContext
 from counterseal.jobs.job import Job, State
+from counterseal.jobs.task import task
 from counterseal.jobs.types import PROBE
+
+
+@task(name=PROBE, retry=0, timeout=timedelta(seconds=10))
+async def probe(context: JobContext) -> None:
+    """Does nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from counterseal.app import Counterseal
 from counterseal.jobs.job import State
-from counterseal.jobs.worker import WorkerCounts
+from counterseal.jobs.worker_counts import WorkerCounts
 
 _STEP_S = 0.005
 _MOST = 10_000
