@@ -2,6 +2,8 @@
 
 FAULT is what happens when BOUNDARY is reached for the NUMBERth time: `kill` (SIGKILL), `stop` (SIGSTOP), `none`; or
 what the handler does: `block` holds the event loop up until the file `go` is there.
+
+Effects are in the slot of the queue: replicas have them in the order in which they and the ends of jobs were written.
 """
 
 from __future__ import annotations
@@ -74,10 +76,10 @@ async def effect(context: JobContext, number: int) -> int:
             time.sleep(0.01)  # noqa: ASYNC251 - the fault is that the loop stands still
     await stores[0].pipeline(
         [
-            ("HSETNX", "effects", context.idempotency_key, number),
-            ("INCR", "runs"),
-            ("EXPIRE", "effects", 3600),
-            ("EXPIRE", "runs", 3600),
+            ("HSETNX", "{default}effects", context.idempotency_key, number),
+            ("INCR", "{default}runs"),
+            ("EXPIRE", "{default}effects", 3600),
+            ("EXPIRE", "{default}runs", 3600),
         ]
     )
     boundary("after effect")

@@ -18,7 +18,7 @@ from counterseal.jobs.job import State
 from counterseal.jobs.service import Jobs
 from counterseal.jobs.task import task
 from counterseal.store.keys import Keys
-from support.job_workers import JobWorkers, effects, job_states, none_pending
+from support.job_workers import JobWorkers, effects, effects_so_far, job_states, none_pending, runs_so_far
 from support.servers import Server
 from support.stores import store_on
 from support.waiting import eventually
@@ -118,7 +118,7 @@ async def test_the_late_result_of_a_worker_that_slept_past_its_lease_is_refused(
         assert await jobs.get(made.id) == before
         assert before is not None
         assert (before.state, before.attempt, before.lost) == (State.COMPLETED, 2, 1)
-        assert valkey.execute("GET", "runs") == b"2"
+        assert runs_so_far(valkey) == 2
         await check_kept(valkey, jobs, [made.id])
 
 
@@ -178,7 +178,7 @@ async def _storm(server: Server, workers: JobWorkers, *, total: int, lease_ms: i
                 except StoreUnavailable:
                     await eventually(lambda: store.available, within=10)
             done = (blow + 0.5) * step
-            await eventually(lambda done=done: len_effects(server) > done - step, within=60)
+            await eventually(lambda done=done: effects_so_far(server) > done - step, within=60)
             if blow == blows:
                 break
             if blow % 3 == 2:
@@ -190,7 +190,7 @@ async def _storm(server: Server, workers: JobWorkers, *, total: int, lease_ms: i
                 os.kill(alive[victim].process.pid, draw.choice((signal.SIGKILL, signal.SIGTERM)))
                 alive[victim] = workers.start(server.url, lease_ms, "none")
         await eventually(lambda: none_pending(jobs, "effect", len(made)), within=90)
-        runs = int(server.execute("GET", "runs"))
+        runs = runs_so_far(server)
         took = time.monotonic() - began
         told = (
             f"{len(made)} jobs through {blows} blows in {took:.1f} s: {runs - len(made)} runs were repeated"
@@ -198,10 +198,6 @@ async def _storm(server: Server, workers: JobWorkers, *, total: int, lease_ms: i
         print(told)  # noqa: T201
         assert len(set(made)) == len(made)
         await check_kept(server, jobs, made)
-
-
-def len_effects(server: Server) -> int:
-    return int(server.execute("HLEN", "effects"))
 
 
 async def test_seventeen_thousand_jobs_end_once_while_workers_and_the_server_are_killed(

@@ -74,8 +74,18 @@ class JobWorker:
 
 def effects(server: Server) -> dict[bytes, bytes]:
     """By idempotency key, what was done once."""
-    flat = server.execute("HGETALL", "effects")
+    flat = server.execute("HGETALL", "{default}effects")
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def effects_so_far(server: Server) -> int:
+    """How many there are."""
+    return int(server.execute("HLEN", "{default}effects"))
+
+
+def runs_so_far(server: Server) -> int:
+    """How often a job was run that far, also when its effect was there."""
+    return int(server.execute("GET", "{default}runs") or 0)
 
 
 async def none_pending(jobs: Jobs, kind: str, total: int) -> bool:
