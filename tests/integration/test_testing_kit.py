@@ -70,6 +70,24 @@ async def test_drain_runs_what_is_due_in_all_queues_and_leaves_the_rest(seal: Co
     assert [job.state for job in jobs if job] == [State.COMPLETED, State.QUEUED]
 
 
+async def test_travel_ends_windows_keys_and_results(seal: Counterseal) -> None:
+    asking = chain.using(dedup_id="d", dedup_window=timedelta(hours=1), keep=timedelta(hours=2))
+    once = chain.using(unique="u", unique_ttl=timedelta(hours=1), delay=timedelta(days=1))
+    made = await seal.jobs.enqueue(asking, 1)
+    held = await seal.jobs.enqueue(once, 2)
+    await drain(seal)
+    assert not (await seal.jobs.enqueue(asking, 1)).created
+    assert await seal.jobs.result(made.id, chain) == 1
+    travel(seal, timedelta(hours=1))
+    assert (await seal.jobs.enqueue(asking, 1)).created
+    assert await seal.jobs.unique("u") is None
+    assert (await seal.jobs.enqueue(once, 2)).created
+    assert await seal.jobs.get(made.id) is not None
+    travel(seal, timedelta(hours=1))
+    assert await seal.jobs.get(made.id) is None
+    assert await seal.jobs.get(held.id) is not None
+
+
 async def test_drain_runs_jobs_that_jobs_make_also_in_queues_that_were_not_there(
     server: PrivateServer,
 ) -> None:

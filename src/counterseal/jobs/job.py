@@ -121,6 +121,8 @@ class Job:
     parent: str | None
     flow: str | None
     unique: str | None
+    holds_unique: bool
+    """Whether it has its unique key: not when it has ended, gave it back, or the key's time has passed."""
     deadline: datetime | None
     retry_of: str | None
     """The dead letter that this job was made from."""
@@ -144,7 +146,10 @@ def is_queue_name(name: str) -> bool:
 
 
 def read_job(queue: str, part: str, reply: Reply) -> Job | None:
-    """A job from the reply of `read`; None when there is none. Raises `CodecError` when it can't be read."""
+    """A job from the reply of `read`; None when there is none, or it has ended and is kept no more.
+
+    Raises `CodecError` when it can't be read.
+    """
     if not isinstance(reply, list):
         raise CodecError("a stored job can't be read", key=part)
     if not isinstance(reply[0], bytes):
@@ -163,8 +168,9 @@ def read_job(queue: str, part: str, reply: Reply) -> Job | None:
         raise CodecError("a stored job can't be read", key=part) from fault
 
 
-def _job(queue: str, part: str, record: bytes, beside: Sequence[Reply]) -> Job:
-    entry, progress, cancel = beside
+def _job(queue: str, part: str, record: bytes, beside: Sequence[Reply]) -> Job | None:
+    entry, progress, cancel, now, *holder = beside
+    now_ms = now if isinstance(now, int) else 0
     code = record[:1]
     kind, priority, _, _, queued_ms, extra_text, *rest = record[1:].split(b"\n")
     extra = read_extra(extra_text) if extra_text else NO_EXTRA
@@ -175,7 +181,11 @@ def _job(queue: str, part: str, record: bytes, beside: Sequence[Reply]) -> Job:
     }  # fmt: skip
     if code in _ENDS:
         state = _ENDS[code]
-        _, attempt, lost, started_ms, ended_ms, run_us = map(int, rest[1].split(b" "))
+        _, attempt, lost, started_ms, ended_ms, run_us, *keep_ms = map(int, rest[1].split(b" "))
+        if (
+            keep_ms and ended_ms + keep_ms[0] <= now_ms
+        ):  # a former release wrote no time: it is there with its key
+            return None
         known["started_at"] = moment(started_ms) if started_ms else None
         known["ended_at"] = moment(ended_ms)
         known["run_time"] = timedelta(microseconds=run_us)
@@ -213,6 +223,7 @@ def _job(queue: str, part: str, record: bytes, beside: Sequence[Reply]) -> Job:
         parent=extra.parent,
         flow=unquote(extra.flow[0]) if extra.flow else None,
         unique=unquote(extra.unique[0]) if extra.unique else None,
+        holds_unique=any(read_holder(one, now_ms=now_ms) == part for one in holder),
         deadline=moment(extra.deadline) if extra.deadline else None,
         retry_of=None if extra.retry_of is None else job_id(queue, extra.retry_of),
         schedule=extra.schedule,
@@ -226,6 +237,17 @@ def read_args(data: bytes, *, key: str) -> tuple[JsonValue, int]:
     if not (colon and version.isdigit() and len(version) < 10):
         raise CodecError("the arguments of a job do not begin with a schema version", key=key)
     return from_text(text, key=key), int(version)
+
+
+def read_holder(text: Reply, *, now_ms: int) -> str | None:
+    """The part that holds a unique key, from what is stored; None for nothing, and when its time has passed.
+
+    What a former release wrote has no time: it holds as long as its key is there.
+    """
+    if not isinstance(text, bytes):
+        return None
+    part, _, until_ms = text.decode().partition(" ")
+    return part if not until_ms or int(until_ms) > now_ms else None
 
 
 def write_failure(failure: Failure) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -82,12 +83,16 @@ class Listing:
         return found
 
     async def logs(self, identifier: str) -> list[tuple[int, str]]:
-        """The log of a job."""
+        """The log of a job; nothing when there is no such job, or it is kept no more."""
         ids = split_job_id(identifier)
         if ids is None:
             return []
         key = f"{self._keys.jobs_prefix(ids[0])}:logs:{ids[1]}"
-        reply = await self._store.command("LRANGE", key, 0, -1)
+        (stored,), reply = await asyncio.gather(
+            Queue(self._store, self._keys, ids[0]).read([ids[1]]), self._store.command("LRANGE", key, 0, -1)
+        )
+        if read_job(*ids, stored) is None:
+            return []
         try:
             return [
                 msgspec.json.decode(line, type=tuple[int, str])

@@ -8,10 +8,11 @@ from datetime import timedelta
 from typing import Final, NamedTuple
 
 from counterseal.core.errors import CodecError, NotReplicated, StoreError
+from counterseal.jobs.job import read_holder
 from counterseal.store.base import Store
 from counterseal.store.keys import JOB_DEAD_TTL, Keys
 from counterseal.store.scripts import load_script
-from counterseal.store.wire import Argument, Reply
+from counterseal.store.wire import Argument, Reply, raised
 
 MOST_LOST: Final = 3
 """A job that did not come back from this many workers is a dead letter."""
@@ -285,6 +286,7 @@ class Queue:
             now_ms=self.store.now_ms(),
             reason=reason,
             keep_ms=keep_ms,
+            keep_dead_ms=_DEAD_MS,
             parts=parts,
         )
         return reply if isinstance(reply, int) else 0
@@ -292,14 +294,38 @@ class Queue:
     async def read(self, parts: Sequence[str]) -> list[Reply]:
         """What is stored of jobs, fewer when they are large, at least one; `read_job` understands each item."""
         reply = await self.store.run(
-            _READ, queue=self.keys.jobs_queue(self.name), prefix=self.prefix, parts=parts
+            _READ,
+            queue=self.keys.jobs_queue(self.name),
+            prefix=self.prefix,
+            now_ms=self.store.now_ms(),
+            parts=parts,
         )
         return _items(reply)
 
     async def release(self, unique: str, part: str) -> bool:
         """Give back a unique key that this job holds; whether it held it."""
-        key = self.keys.jobs_unique(self.name, unique)
-        return await self.store.run(_RELEASE, key=key, part=part) == 1
+        reply = await self.store.run(
+            _RELEASE,
+            key=self.keys.jobs_unique(self.name, unique),
+            queue=self.keys.jobs_queue(self.name),
+            part=part,
+            now_ms=self.store.now_ms(),
+        )
+        return reply == 1
+
+    async def holder(self, unique: str) -> str | None:
+        """The part of the job that holds a unique key; None when none does, or its time has passed."""
+        now_ms = self.store.now_ms()
+        found, time = await self.store.pipeline(
+            [
+                ("GET", self.keys.jobs_unique(self.name, unique)),
+                ("HGET", self.keys.jobs_queue(self.name), "time"),
+            ]
+        )
+        latest = raised(time)
+        return read_holder(
+            raised(found), now_ms=max(now_ms, int(latest)) if isinstance(latest, bytes) else now_ms
+        )
 
     def _leased(self, item: Reply) -> Leased:
         match item:

@@ -359,8 +359,8 @@ class Jobs:
 
     async def unique(self, key: str, queue: str = DEFAULT_QUEUE) -> str | None:
         """The id of the job that holds a unique key; None when none does. One round trip."""
-        found = await self._store.command("GET", self._keys.jobs_unique(_checked(queue), key))
-        return job_id(queue, found.decode()) if isinstance(found, bytes) else None
+        part = await self._queue(_checked(queue)).holder(key)
+        return None if part is None else job_id(queue, part)
 
     async def release_unique(self, key: str, identifier: str) -> bool:
         """Give a unique key back that this job holds, though it has not ended. Whether it held it. One round trip."""

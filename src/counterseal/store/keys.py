@@ -7,7 +7,7 @@
 | `<ns>:cachetag:<tag>` | string | 30 days, prolonged by writes: 16 at the least after each, longer than any value | the generation of a tag; while it is absent nothing with the tag is valid |
 | `<ns>:cachegen:<kind>` | string | 30 days, prolonged by writes: 16 at the least after each, longer than any value | the generation of a kind; while it is absent nothing of the kind is valid |
 | `<ns>:jobs:{<queue>}:queue` | hash | none: one per queue | whether it is paused, its parallelism, the last time that a lease was judged by, and a few counters |
-| `<ns>:jobs:{<queue>}:job:<part>` | string | none until the job has ended: an accepted job waits as long as it takes; then as long as its task says, a dead letter 30 days | one job: a head of lines that scripts read, its options, its arguments, and in the end what became of it |
+| `<ns>:jobs:{<queue>}:job:<part>` | string | none until the job has ended: an accepted job waits as long as it takes; then a second more than its task says, a dead letter 30 days | one job: a head of lines that scripts read, its options, its arguments, and in the end what became of it and how long it is kept |
 | `<ns>:jobs:{<queue>}:state` | hash | none: an entry goes when its job ends | state, token, attempts and last error of jobs that are not just queued |
 | `<ns>:jobs:{<queue>}:ready:<priority>` | list | none: emptied by workers, must outlive any pause of theirs | queued jobs without a flow |
 | `<ns>:jobs:{<queue>}:lane:<priority>:<flow>` | list | none: as above | queued jobs of a flow |
@@ -23,8 +23,8 @@
 | `<ns>:jobs:{<queue>}:held:<worker>` | string | one lease, 5 min when it was recalled | a worker's last lease call and its jobs |
 | `<ns>:jobs:{<queue>}:held:<worker>-to` | string | one lease | the last job that was sent to a worker |
 | `<ns>:jobs:{<queue>}:idle` | set | none: workers that have room, each takes itself off | workers that a job may be sent to, with the length of their leases |
-| `<ns>:jobs:{<queue>}:dedup:<id>` | string | the window that its job asked for | the job that has this deduplication id |
-| `<ns>:jobs:{<queue>}:unique:<key>` | string | what its job asked for, at most until that ends | the job that has this unique key |
+| `<ns>:jobs:{<queue>}:dedup:<id>` | string | a minute more than the window that its job asked for | the job that has this deduplication id, and until when by the clock of the store |
+| `<ns>:jobs:{<queue>}:unique:<key>` | string | a minute more than its job asked for, at most until that ends | the job that has this unique key, and until when by the clock of the store |
 | `<ns>:jobs:{<queue>}:tag:<tag>` | sorted set | 30 days from the last job with it | the jobs with a tag by when they were queued |
 | `<ns>:jobs:{<queue>}:progress:<part>` | string | 7 days from the last change | how far a job has come |
 | `<ns>:jobs:{<queue>}:logs:<part>` | list | 7 days from the last line, then as long as its job | the log of a job |

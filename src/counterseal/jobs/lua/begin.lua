@@ -3,8 +3,8 @@
 -- args: prefix now_ms part type lease_ms look_ms early_ms most_lost lost_error keep_dead_ms
 -- returns: `leased`, the job's part, state entry and record; or `gone`; or `other` when it is of another type; or
 --   `ended` and the first letter of its record; or `wait`, why, and for how many milliseconds
--- ttl: a record that ends here, because deliveries of it did not come back, by keep_dead_ms; a flow that rests by its
---   period; recent 30 days; rates 2 days
+-- ttl: a record that ends here, because deliveries of it did not come back, a second after keep_dead_ms; a flow that
+--   rests by its period; recent 30 days; rates 2 days
 -- What is due within `early_ms` is due: clocks differ.
 local prefix, now, part, kind, lease_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], tonumber(ARGV[5])
 local look_ms, early_ms, most_lost = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -85,7 +85,8 @@ if state == 'running' then
   if cancel or lost >= most_lost then
     local ending, outcome = cancel and 'x' or 'f', cancel and 'cancelled' or 'failed'
     redis.call('SET', key, ending .. string.sub(record, 2) .. '\n' .. token .. ' ' .. attempt .. ' ' .. lost .. ' '
-      .. ms .. ' ' .. now_text .. ' 0\n' .. (cancel or lost_error), 'PX', keep_dead_ms)
+      .. ms .. ' ' .. now_text .. ' 0 ' .. keep_dead_ms .. '\n' .. (cancel or lost_error),
+      'PX', whole(keep_dead_ms + 1000))
     redis.call('HDEL', states, part)
     redis.call('HDEL', prefix .. ':cancel', part)
     redis.call('HDEL', prefix .. ':messages', part)
@@ -97,7 +98,7 @@ if state == 'running' then
       redis.call('ZADD', prefix .. ':dead', now_text, part)
       redis.pcall('HINCRBY', stats, 'failures', 1)
     end
-    if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
+    if unique ~= '' and string.match(redis.call('GET', prefix .. ':unique:' .. unique) or '', '^%S+') == part then
       redis.call('DEL', prefix .. ':unique:' .. unique)
     end
     redis.pcall('HINCRBY', stats, outcome, 1)

@@ -2,17 +2,25 @@
 -- keys: queue
 -- args: prefix now_ms part reason keep_ms
 -- returns: `cancelled`, `asked` when it runs, the state of a job that has ended, or nil when there is none
--- ttl: a record that ends here, with its logs, by keep_ms; recent 30 days; rates 2 days; a flow that rests by
+-- ttl: a record that ends here, with its logs, a second after keep_ms; recent 30 days; rates 2 days; a flow that rests by
 --   its period
 local prefix, now, part, reason, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local key, states = prefix .. ':job:' .. part, prefix .. ':state'
 
+local stored = redis.call('HGET', KEYS[1], 'time')
+if stored and tonumber(stored) > now then
+  now = tonumber(stored)
+end
 local record = redis.call('GET', key)
 if not record then
   return nil
 end
 local code, type, _, flow, unique = string.match(record, '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n')
 if code ~= 'p' then
+  local ended, keep = string.match(record, '^' .. string.rep('[^\n]*\n', 7) .. '%d+ %d+ %d+ %d+ (%d+) %d+ (%d+)\n')
+  if keep and ended + keep <= now then
+    return nil -- it is kept no more
+  end
   return ({ c = 'completed', f = 'failed', x = 'cancelled' })[code]
 end
 local entry = redis.call('HGET', states, part) or 'queued 0 0 0 0'
@@ -23,18 +31,15 @@ if state == 'running' then
   return 'asked'
 end
 
-local stored = redis.call('HGET', KEYS[1], 'time')
-if stored and tonumber(stored) > now then
-  now = tonumber(stored)
-end
 local now_text = string.format('%.0f', now)
 -- Its place in a lane stays, and is passed over.
 redis.call('SET', key, 'x' .. string.sub(record, 2) .. '\n' .. token .. ' ' .. attempt .. ' ' .. lost .. ' '
-  .. (state == 'running' and ms or '0') .. ' ' .. now_text .. ' 0\n' .. reason, 'PX', keep_ms)
+  .. (state == 'running' and ms or '0') .. ' ' .. now_text .. ' 0 ' .. keep_ms .. '\n' .. reason,
+  'PX', string.format('%.0f', keep_ms + 1000))
 redis.call('HDEL', states, part)
 redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_ms)
 redis.call('SREM', prefix .. ':logged', part)
-if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
+if unique ~= '' and string.match(redis.call('GET', prefix .. ':unique:' .. unique) or '', '^%S+') == part then
   redis.call('DEL', prefix .. ':unique:' .. unique)
 end
 local counted, woken = state, false

@@ -2,10 +2,12 @@
 -- keys: queue
 -- args: prefix now_ms jobs...
 -- returns: for each job an empty text, or the part of the job that was there already
--- ttl: records none, an accepted job waits as long as it takes; dedup and unique keys by their windows; tags by tag_ms
+-- ttl: records none, an accepted job waits as long as it takes; dedup and unique keys a minute
+--   after their windows; tags by tag_ms
 -- Each job is five arguments: part, type, priority, args, and extra: '' or a JSON object in one line, which is kept. Of
 -- it this reads `due`, `given` (the part may be taken), `flow`, `dedup`, `unique`, `tags`, `tag_ms`.
 local prefix, now = ARGV[1], tonumber(ARGV[2])
+local ENDED = '^' .. string.rep('[^\n]*\n', 7) .. '%d+ %d+ %d+ %d+ (%d+) %d+ (%d+)\n' -- when, and how long it is kept
 
 local function whole(number)
   return string.format('%.0f', number)
@@ -13,8 +15,8 @@ end
 
 local now_text = whole(now)
 local judged = false
--- Whether a job has to wait: by the clock of the queue, which never goes back.
-local function is_ahead(due)
+-- The clock of the queue, which never goes back.
+local function clock()
   if not judged then
     judged = true
     local stored = redis.call('HGET', KEYS[1], 'time')
@@ -22,16 +24,48 @@ local function is_ahead(due)
       now = tonumber(stored)
     end
   end
-  return due > now
+  return now
+end
+
+local function is_ahead(ms)
+  return ms > clock()
+end
+
+-- Who holds a deduplication id or a unique key, '<part> <until>'; nil when its time has passed. What a former release
+-- wrote has no time: it is held as long as its key is there.
+local function held(key)
+  local part, till = string.match(redis.call('GET', key) or '', '^(%S+) ?(%d*)$')
+  return part and (till == '' or is_ahead(tonumber(till))) and part or nil
+end
+
+local function hold(key, part, ms)
+  redis.call('SET', key, part .. ' ' .. whole(clock() + ms), 'PX', whole(ms + 60000))
+end
+
+-- Whether a part is taken. One whose job has ended and is kept no more is free, and nothing is left of that job.
+local function is_taken(part)
+  local key = prefix .. ':job:' .. part
+  local code = redis.call('GETRANGE', key, 0, 0)
+  if code == '' or code == 'p' then
+    return code == 'p'
+  end
+  local ended, keep = string.match(redis.call('GET', key), ENDED)
+  if not keep or is_ahead(ended + keep) then
+    return true
+  end
+  redis.call('DEL', key, prefix .. ':logs:' .. part, prefix .. ':progress:' .. part)
+  redis.call('SREM', prefix .. ':logged', part)
+  redis.call('ZREM', prefix .. ':dead', part)
+  return false
 end
 
 -- The part of a job that is there already, for one that asks; '' when it is new.
 local function holder(part, options)
-  if options.given and redis.call('EXISTS', prefix .. ':job:' .. part) == 1 then
+  if options.given and is_taken(part) then
     return part
   end
-  return options.dedup and redis.call('GET', prefix .. ':dedup:' .. options.dedup[1])
-    or options.unique and redis.call('GET', prefix .. ':unique:' .. options.unique[1])
+  return options.dedup and held(prefix .. ':dedup:' .. options.dedup[1])
+    or options.unique and held(prefix .. ':unique:' .. options.unique[1])
     or ''
 end
 
@@ -47,11 +81,11 @@ for i = 3, #ARGV, 5 do
         due, field = whole(options.due), 'scheduled'
       end
       if options.dedup then
-        redis.call('SET', prefix .. ':dedup:' .. options.dedup[1], part, 'PX', whole(options.dedup[2]))
+        hold(prefix .. ':dedup:' .. options.dedup[1], part, options.dedup[2])
       end
       if options.unique then
         unique = options.unique[1]
-        redis.call('SET', prefix .. ':unique:' .. unique, part, 'PX', whole(options.unique[2]))
+        hold(prefix .. ':unique:' .. unique, part, options.unique[2])
       end
       for _, tag in ipairs(options.tags or {}) do
         local key = prefix .. ':tag:' .. tag

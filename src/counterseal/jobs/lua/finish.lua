@@ -2,7 +2,8 @@
 -- keys: queue
 -- args: prefix now_ms results...
 -- returns: for each result 1, or 0 when the lease was not this worker's any more, and nothing was changed
--- ttl: a record that has ended, with its logs, by `ms`; rates 2 days; recent 30 days; a flow that rests by its period
+-- ttl: a record that has ended, with its logs, a second after `ms`; rates 2 days; recent 30 days; a flow that rests by
+--   its period
 -- Each result is six arguments: part, token, outcome, ms, run_us, text. `ms` is how long the record is kept, for
 -- `retrying` the pause, for `parked` the schema of its argument. `queued` hands a job back, uncounted as an attempt.
 local prefix, now = ARGV[1], tonumber(ARGV[2])
@@ -69,7 +70,7 @@ end
 local records, entries = redis.call('MGET', unpack(names)), redis.call('HMGET', states, unpack(parts))
 
 local answers, removed, cleared, told, changes, recent, seen = {}, {}, {}, {}, {}, {}, {}
-local of_type, of
+local of_type, of, of_ms, later
 for n = 1, #parts do
   local i = n * 6 - 3
   local part, token, outcome, ms, run_us, text = unpack(ARGV, i, i + 5)
@@ -84,7 +85,7 @@ for n = 1, #parts do
   if not record or current ~= token or state ~= 'running' or seen[part] then
     -- The same result may come twice, when the first answer got lost.
     local again = record and state == nil and CODES[outcome] == string.sub(record, 1, 1)
-      and string.match(record, '\n(%d+) %d+ %d+ %d+ %d+ %d+\n[^\n]*$') == token
+      and string.match(record, '\n(%d+) %d+ %d+ %d+ %d+ [%d ]+\n[^\n]*$') == token
       or (state == outcome and current == token)
     answers[n] = again and 1 or 0
   else
@@ -104,8 +105,11 @@ for n = 1, #parts do
     end
     local code = CODES[outcome]
     if code then
+      if ms ~= of_ms then
+        of_ms, later = ms, whole(ms + 1000)
+      end
       redis.call('SET', names[n], code .. string.sub(record, 2) .. '\n' .. token .. ' ' .. attempt .. ' ' .. lost .. ' '
-        .. started .. ' ' .. now_text .. ' ' .. run_us .. '\n' .. text, 'PX', ms)
+        .. started .. ' ' .. now_text .. ' ' .. run_us .. ' ' .. ms .. '\n' .. text, 'PX', later)
       cleared[#cleared + 1] = part
       if outcome == 'completed' then
         local us = tonumber(run_us)
@@ -116,7 +120,7 @@ for n = 1, #parts do
         redis.call('ZADD', prefix .. ':dead', now_text, part)
         of.failures = (of.failures or 0) + 1
       end
-      if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
+      if unique ~= '' and string.match(redis.call('GET', prefix .. ':unique:' .. unique) or '', '^%S+') == part then
         redis.call('DEL', prefix .. ':unique:' .. unique)
       end
       of[outcome] = (of[outcome] or 0) + 1

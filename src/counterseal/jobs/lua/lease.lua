@@ -5,8 +5,8 @@
 --   records that were gone, and that of parked jobs. After 4 MB of records, or some thousand places that are passed
 --   over, it stops, and what is left is due at once. A job is part, state entry, record; the token in the entry
 --   fences its result.
--- ttl: held by lease_ms; records that fail here by keep_dead_ms; a flow that rests by its period; recent 30 days; rates
---   2 days
+-- ttl: held by lease_ms; records that fail here a second after keep_dead_ms; a flow that rests by its period; recent 30
+--   days; rates 2 days
 local prefix, now, lease_ms, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local worker, call, most_lost, lost_error, keep_dead_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local idle = tonumber(ARGV[10]) -- free slots; -1 when nothing may be sent to it
@@ -163,7 +163,7 @@ local function end_lost(part, record, entry, type, unique, outcome, why)
   local key = prefix .. ':job:' .. part
   local code = outcome == 'failed' and 'f' or 'x'
   redis.call('SET', key, code .. string.sub(record, 2) .. '\n' .. entry .. ' ' .. now_text
-    .. ' 0\n' .. why, 'PX', keep_dead_ms)
+    .. ' 0 ' .. keep_dead_ms .. '\n' .. why, 'PX', whole(keep_dead_ms + 1000))
   redis.call('HDEL', states, part)
   redis.call('HDEL', prefix .. ':cancel', part)
   redis.call('PEXPIRE', prefix .. ':logs:' .. part, keep_dead_ms)
@@ -173,7 +173,7 @@ local function end_lost(part, record, entry, type, unique, outcome, why)
     redis.call('ZADD', prefix .. ':dead', now_text, part)
   end
   recent[#recent + 1] = part
-  if unique ~= '' and redis.call('GET', prefix .. ':unique:' .. unique) == part then
+  if unique ~= '' and string.match(redis.call('GET', prefix .. ':unique:' .. unique) or '', '^%S+') == part then
     redis.call('DEL', prefix .. ':unique:' .. unique)
   end
   count(type, outcome, 1)

@@ -4,9 +4,13 @@
 -- returns: the queue's hash, the number of running, delayed, parked and dead jobs, the milliseconds since 1970 at which
 --   the job was queued that waits longest (0 when none does), and for each type its name and its counters
 -- ttl: none
-local prefix = ARGV[1]
+local prefix, now = ARGV[1], tonumber(ARGV[2])
 local FIRST = 20 -- of a lane: those that were cancelled are still in it
 
+local time = redis.call('HGET', KEYS[1], 'time')
+if time and tonumber(time) > now then
+  now = tonumber(time)
+end
 local oldest = 0
 local function look(lane)
   for _, part in ipairs(redis.call('LRANGE', lane, 0, FIRST - 1)) do
@@ -42,7 +46,7 @@ return {
   redis.call('ZCARD', prefix .. ':running'),
   redis.call('ZCARD', prefix .. ':delayed'),
   redis.call('ZCARD', prefix .. ':parked'),
-  redis.call('ZCOUNT', prefix .. ':dead', string.format('%.0f', ARGV[2] - ARGV[3]), '+inf'),
+  redis.call('ZCOUNT', prefix .. ':dead', string.format('(%.0f', now - ARGV[3]), '+inf'),
   string.format('%.0f', oldest),
   types,
 }

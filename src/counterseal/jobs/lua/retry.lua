@@ -2,12 +2,12 @@
 -- keys: queue
 -- args: prefix now_ms keep_ms letters...
 -- returns: for each letter the part of the job that runs now, or '' when it is no dead letter any more
--- ttl: the record of a letter that was retried by keep_ms; the unique key that a new job takes by its window; tags by
---   tag_ms
+-- ttl: the unique key that a new job takes a minute after its window; tags by tag_ms; the record of a letter that was
+--   retried stays as long as it would have
 -- A letter is three arguments: its part, the part of the new job, and the extra of the new job. Whoever calls writes
 -- that, for cjson makes an object of an empty list. Of it this reads `flow`, `unique`, `tags`, `tag_ms`. The unique key
--- is taken again when nobody else has it.
-local prefix, now, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+-- is taken again when nobody else has it. A letter is there for keep_ms.
+local prefix, now, keep_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local states = prefix .. ':state'
 local HEAD = '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)'
 
@@ -42,17 +42,30 @@ local function limit_flow(flow, options)
   end
 end
 
+-- Take a unique key, '<part> <until>', when nobody holds it.
+local function hold(key, part, ms)
+  local till = string.match(redis.call('GET', key) or ' 0', '^%S* ?(%d*)$')
+  if till == '' or tonumber(till) > now then
+    return false
+  end
+  redis.call('SET', key, part .. ' ' .. string.format('%.0f', now + ms), 'PX', string.format('%.0f', ms + 60000))
+  return true
+end
+
 local answers, began = {}, {}
 for i = 4, #ARGV, 3 do
   local part, new, again = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local record = redis.call('GET', prefix .. ':job:' .. part)
   local code, type, priority, flow, _, _, extra, args = string.match(record or '', HEAD)
   local answer = ''
-  if code == 'f' and redis.call('ZREM', prefix .. ':dead', part) == 1 then
+  local failed = redis.call('ZSCORE', prefix .. ':dead', part)
+  if failed then
+    redis.call('ZREM', prefix .. ':dead', part)
+  end
+  if code == 'f' and failed and failed + keep_ms > now then
     local options = again == '' and {} or cjson.decode(again)
     local unique = ''
-    if options.unique and redis.call('SET', prefix .. ':unique:' .. options.unique[1], new, 'NX',
-      'PX', string.format('%.0f', options.unique[2])) then
+    if options.unique and hold(prefix .. ':unique:' .. options.unique[1], new, options.unique[2]) then
       unique = options.unique[1]
     end
     for _, tag in ipairs(options.tags or {}) do
@@ -68,7 +81,6 @@ for i = 4, #ARGV, 3 do
       redis.call('HSET', KEYS[1], 'large', 1)
     end
     push(priority, flow, new)
-    redis.call('PEXPIRE', prefix .. ':job:' .. part, keep_ms)
     redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'queued', 1)
     answer = new
   elseif code == 'p' and redis.call('ZREM', prefix .. ':parked', part) == 1 then

@@ -18,7 +18,7 @@ end
 local options = extra == '' and {} or cjson.decode(extra)
 for name, of in pairs({ dedup = options.dedup, unique = options.unique }) do
   local held = prefix .. ':' .. name .. ':' .. of[1]
-  if redis.call('GET', held) == part then
+  if string.match(redis.call('GET', held) or '', '^%S+') == part then
     redis.call('DEL', held)
   end
 end
