@@ -29,7 +29,7 @@ from counterseal.core.errors import (
 from counterseal.core.settings import Settings
 from counterseal.core.shared import Shared
 from counterseal.store.base import Store
-from counterseal.store.info import describe_server, measure_latency
+from counterseal.store.info import describe_server, evicting_policy, measure_latency
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +151,10 @@ class Health:
         return await self._checks.get()
 
     async def ready(self) -> Readiness:
-        """Whether Redis and the database answer, at most 1 s old. One round trip to each."""
+        """Whether Redis and the database answer, at most 1 s old. One round trip to each.
+
+        With `COUNTERSEAL_REQUIRE_NOEVICTION` also whether Redis keeps what it has when its memory is full.
+        """
         return await self._readiness.get()
 
     async def detailed_diagnostics(self) -> Body:
@@ -247,12 +250,22 @@ class Health:
         }
 
     async def _ready(self) -> Readiness:
-        redis, database = await asyncio.gather(
-            self._try(lambda: self._store.command("PING")), self._try(self._probes.database)
-        )
-        found = {"redis": redis.fault, "database": database.fault}
+        redis, database = await asyncio.gather(self._try(self._eviction), self._try(self._probes.database))
+        found = {"redis": redis.fault or redis.value or None, "database": database.fault}
         faults = {name: fault for name, fault in found.items() if fault is not None}
         return Readiness(not faults, faults)
+
+    async def _eviction(self) -> str:
+        """What is wrong with a Redis that answers."""
+        if not self._settings.redis.require_noeviction:
+            await self._store.command("PING")
+            return ""
+        policy = await evicting_policy(self._store)
+        return (
+            f"Redis may evict jobs and sessions: maxmemory-policy is {policy} and has to be noeviction."
+            if policy
+            else ""
+        )
 
     def _environment(self) -> Body:
         redis = self._settings.redis

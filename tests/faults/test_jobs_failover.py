@@ -112,7 +112,7 @@ class Producer:
         for number in left:
             while not await self._accepted(number):
                 self.refused += 1
-                await asyncio.sleep(0.002)  # as somebody who tries again would
+                await asyncio.sleep(0.02)  # as somebody who tries again would
 
     async def _accepted(self, number: int) -> bool:
         try:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,14 @@ async def ended(seal: Counterseal, identifier: str) -> Job:
 async def running(seal: Counterseal, identifier: str) -> bool:
     job = await seal.jobs.get(identifier)
     return job is not None and job.state is State.RUNNING
+
+
+async def test_a_worker_warns_of_a_server_that_evicts(servers: Callable[..., Server], folder: Path) -> None:
+    server = servers(config=["maxmemory 100mb", "maxmemory-policy allkeys-lru"])
+    with Program(WORKER, folder=folder, settings=environment_of(server)) as worker:
+        await eventually(lambda: "maxmemory-policy is allkeys-lru" in worker.errors, within=20)
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0
 
 
 async def test_it_runs_the_tasks_of_the_application_and_ends_with_exit_code_0(

@@ -426,6 +426,23 @@ async def test_readiness_names_what_is_not_there_and_is_kept_for_a_second(
     assert ready.faults == {"redis": "Redis can't be reached.", "database": "The database can't be used."}
 
 
+@pytest.mark.parametrize("required", [True, False])
+async def test_a_redis_that_evicts_is_not_ready_where_that_is_required(
+    servers: Callable[..., Server], data_dir: Path, required: bool
+) -> None:
+    server = servers(config=["maxmemory 100mb", "maxmemory-policy allkeys-lru"])
+    variables = {"REDIS_URL": server.url, "COUNTERSEAL_REQUIRE_NOEVICTION": str(required).lower()}
+    patient = {"COUNTERSEAL_CONNECT_TIMEOUT": "5s", "COUNTERSEAL_COMMAND_TIMEOUT": "5s"}
+    given = Settings.load({**variables, **patient}, data_dir=data_dir)
+    async with Counterseal.open(given) as seal:
+        ready = await seal.health.ready()
+        assert ready.ready is not required
+        assert all("allkeys-lru" in fault for fault in ready.faults.values())
+    server.execute("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    async with Counterseal.open(given) as seal:
+        assert (await seal.health.ready()).ready
+
+
 async def test_diagnostics_tell_of_server_latency_memory_persistence_and_connection(
     seal: Counterseal,
 ) -> None:

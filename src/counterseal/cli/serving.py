@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from counterseal.app import Counterseal
 from counterseal.cli.ending import Ending
+from counterseal.cli.eviction import warning_of_eviction
 from counterseal.cli.faults import naming_settings
 from counterseal.cli.logs import configure_logs
 from counterseal.cli.reporting import reporting
@@ -101,6 +102,7 @@ async def _serve(seal: Counterseal, listener: socket.socket) -> None:
             seal,
             open_redis_rest(seal.store, settings) as rest,
             seal.worker() as worker,
+            warning_of_eviction(seal.store),
             reporting(worker, data_dir=settings.data_dir),
             seal.scheduler(),
         ):

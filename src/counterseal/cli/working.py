@@ -19,6 +19,7 @@ import uvloop
 
 from counterseal.app import Counterseal
 from counterseal.cli.ending import SIGNALS, Ending
+from counterseal.cli.eviction import warning_of_eviction
 from counterseal.cli.faults import naming_settings
 from counterseal.cli.logs import configure_logs
 from counterseal.cli.reporting import reporting
@@ -124,6 +125,7 @@ async def _work(
         async with (
             seal,
             seal.worker(queues=queues, concurrency=concurrency, middleware=recycling.middleware) as worker,
+            warning_of_eviction(seal.store),
             reporting(worker, data_dir=seal.settings.data_dir),
             seal.scheduler(),
         ):

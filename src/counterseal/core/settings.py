@@ -197,6 +197,7 @@ class RedisSettings(_Group):
     )
     fsync: Fsync = Field(default=Fsync.EVERYSEC, validation_alias="COUNTERSEAL_FSYNC")
     min_replicas: int = Field(default=0, ge=0, le=16, validation_alias="COUNTERSEAL_MIN_REPLICAS")
+    require_noeviction: bool = Field(default=False, validation_alias="COUNTERSEAL_REQUIRE_NOEVICTION")
     allow_embedded: bool = Field(default=False, validation_alias="COUNTERSEAL_ALLOW_EMBEDDED")
 
 

@@ -154,7 +154,9 @@ def _overview(
             for item in types:
                 match item:
                     case [bytes(kind), list() as flat]:
-                        counters[kind.decode()] = read_counters(_flat(flat), key=key)
+                        read = read_counters(_flat(flat), key=key)
+                        # Counters that were lost begin anew, while jobs of before them still end.
+                        counters[kind.decode()] = {name: max(0, value) for name, value in read.items()}
                     case _:
                         raise CodecError("the statistics of jobs can't be read", key=key)
             return (

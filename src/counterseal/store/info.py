@@ -56,6 +56,17 @@ async def describe_server(store: Store) -> Facts:
     }
 
 
+async def evicting_policy(store: Store) -> str | None:
+    """The policy by which the server deletes keys once its memory is full; None when it does not, or does not say.
+
+    One round trip. Raises `CommandError` when INFO is refused.
+    """
+    info = parse_info(await store.command("INFO", "memory"))
+    limited = info.get("maxmemory", "0") != "0"
+    policy = info.get("maxmemory_policy", "noeviction")
+    return policy if limited and policy != "noeviction" else None
+
+
 async def measure_latency(store: Store) -> Facts:
     """Percentiles in milliseconds of PINGs, one after the other. 20 round trips."""
     taken: list[float] = []
