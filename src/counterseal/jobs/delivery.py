@@ -20,7 +20,7 @@ from counterseal.jobs.carried import Carried
 from counterseal.jobs.delivery_signature import Signed, verify
 from counterseal.jobs.job import split_job_id
 from counterseal.jobs.qstash import PATH, Message
-from counterseal.jobs.run import Middleware, Run
+from counterseal.jobs.run import Middleware, Run, Workplace
 from counterseal.jobs.scripts import Leased, Queue, Result
 from counterseal.jobs.task import Task
 from counterseal.jobs.tracing import Tracing
@@ -174,17 +174,18 @@ class Deliveries:
         task = self._tasks.get(leased.type)
         if task is not None and not task.is_async and self._threads is None:
             self._threads = ThreadPoolExecutor(self._concurrency, thread_name_prefix="counterseal-delivery")
-        run = Run(
-            leased,
-            queue=carried.queue,
-            task=task,
+        ended = asyncio.Event()
+        place = Workplace(
+            carried.queue,
+            ended=lambda _: ended.set(),
             middleware=self._middleware,
             threads=self._threads,
             now_ms=self._store.now_ms,
             tracing=self._tracing,
         )
-        ended = self._running[run] = asyncio.Event()
-        run.start(ended.set)
+        run = Run(leased, task, place)
+        self._running[run] = ended
+        run.start()
         prolonging = asyncio.create_task(self._prolong(carried, leased, run))
         try:
             await ended.wait()

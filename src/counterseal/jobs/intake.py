@@ -21,7 +21,7 @@ _MOST_BYTES: Final = 4 * 2**20
 _FIELDS: Final = 5
 _TOLD_TOGETHER: Final = 64
 _TURNS: Final = 4
-"""Until the next jobs of those who were told first have left: they make them, share a call, send it, and it is written."""
+"""Until the next jobs of those who were told first have left: made, put into a call, sent, and written."""
 
 
 class Parts:

@@ -43,62 +43,93 @@ MAX_RESULT: Final = 2**20
 
 _MS: Final = timedelta(milliseconds=1)
 _DEAD_MS: Final = JOB_DEAD_TTL // _MS
+_DEFAULT_KEEP_MS: Final = DEFAULT_KEEP // _MS
 _encode: Final = msgspec.json.Encoder().encode
 _SCHEMA: Final = b":"
-_OUTCOME: Final = 3
+_LINES_AT_ONCE: Final = 100
+_NAME: Final = "counterseal: job"
+
+Outcome: TypeAlias = tuple[str, int, bytes]
+"""The outcome of a `Result`, its milliseconds and its text."""
+
+
+class Workplace:
+    """What the runs of one queue have in common. `ended` is called once for each, when its `result` is known.
+
+    They run in copies of `within`, so that none sees a context variable that another job has set.
+    """
+
+    __slots__ = (
+        "_unarmed", "ended", "middleware", "now_ms", "queue", "threads", "tracing", "within",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        ended: Callable[[Run], None],
+        now_ms: Callable[[], int],
+        middleware: Sequence[Middleware] = (),
+        threads: Executor | None = None,
+        tracing: Tracing | None = None,
+        within: contextvars.Context | None = None,
+    ) -> None:
+        self.queue = queue
+        self.ended = ended
+        self.now_ms = now_ms
+        self.middleware = middleware
+        self.threads = threads
+        self.tracing = tracing
+        self.within = within
+        self._unarmed: list[Run] = []
+
+    def arm(self, run: Run) -> None:
+        """Have a run ended in time. Most have come to their end a turn of the event loop later, and need no timer."""
+        if not self._unarmed:
+            asyncio.get_running_loop().call_soon(self._arm_all)
+        self._unarmed.append(run)
+
+    def _arm_all(self) -> None:
+        runs, self._unarmed = self._unarmed, []
+        for run in runs:
+            if not run.over:
+                run.arm()
 
 
 class Run:
     """A job that this worker holds and has begun."""
 
-    __slots__ = (
-        "_abandoned", "_began", "_context", "_extra", "_lines", "_middleware", "_now_ms", "_progress", "_queue",
-        "_reason", "_reporting", "_task", "_threads", "_timer", "_tracing", "_why", "leased", "over", "result",
-        "running", "seconds",
-    )  # fmt: skip
+    running: asyncio.Task[None] | None = None
+    result: Result | None = None
+    """What is to be handed in; None when the job was lost."""
+    seconds = 0.0
+    over = False
+    """Whether it has come to its end, so that nobody needs to ask for it."""
 
-    def __init__(
-        self,
-        leased: Leased,
-        *,
-        queue: Queue,
-        task: Task[Any, Any] | None,
-        middleware: Sequence[Middleware],
-        threads: Executor | None,
-        now_ms: Callable[[], int],
-        tracing: Tracing | None = None,
-    ) -> None:
+    # Of the class until they are set: most runs set few of them.
+    _abandoned = False
+    _extra: Extra = NO_EXTRA
+    _context: JobContext | None = None
+    _why = ""
+    _reason = ""
+    _limit_s = 0.0
+    _limit_why = ""
+    _timer: asyncio.TimerHandle | None = None
+    _began = 0.0
+    _progress = b""
+    _lines: list[bytes] | None = None
+    _reporting: asyncio.Task[None] | None = None
+
+    def __init__(self, leased: Leased, task: Task[Any, Any] | None, place: Workplace) -> None:
         self.leased = leased
-        self.running: asyncio.Task[None] | None = None
-        self.result: Result | None = None
-        """What is to be handed in; None when the job was lost."""
-        self.seconds = 0.0
-        self.over = False
-        """Whether it has come to its end, so that nobody needs to ask for it."""
-        self._abandoned = False
-        self._queue = queue
         self._task = task
-        self._middleware = middleware
-        self._threads = threads
-        self._now_ms = now_ms
-        self._tracing = tracing
-        self._extra: Extra = NO_EXTRA
-        self._context: JobContext | None = None
-        self._why = ""
-        self._reason = ""
-        self._timer: asyncio.TimerHandle | None = None
-        self._began = 0.0
-        self._progress = b""
-        self._lines: list[bytes] = []
-        self._reporting: asyncio.Task[None] | None = None
+        self._place = place
 
-    def start(self, on_end: Callable[[], None], within: contextvars.Context | None = None) -> None:
-        """Begin. `on_end` is called once, when `result` says what became of it.
-
-        It runs in a copy of `within`, so that it sees no context variable that another job has set.
-        """
+    def start(self) -> None:
+        """Begin."""
+        within = self._place.within
         context = None if within is None else within.copy()
-        self.running = asyncio.get_running_loop().create_task(self._go(on_end), context=context)
+        self.running = asyncio.get_running_loop().create_task(self._go(), name=_NAME, context=context)
 
     def cancel(self, reason: str) -> None:
         """Ask the job to end, because somebody has cancelled it."""
@@ -121,7 +152,12 @@ class Run:
         if self.running is not None:
             self.running.cancel()
 
-    async def _go(self, on_end: Callable[[], None]) -> None:
+    def arm(self) -> None:
+        """Have it ended when its time is over."""
+        left_s = self._limit_s - (time.perf_counter() - self._began)
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self.end, self._limit_why)
+
+    async def _go(self) -> None:
         self._began = time.perf_counter()
         outcome = None
         try:
@@ -143,32 +179,46 @@ class Run:
                 if self._lines or self._progress or self._reporting is not None:
                     await self._reported()
             finally:
-                on_end()
+                self._place.ended(self)
 
-    async def _outcome(self) -> tuple[str, int, bytes] | None:
-        """Outcome, milliseconds and text of the result."""
-        task = self._task
+    async def _outcome(self) -> Outcome | None:
+        task, leased = self._task, self.leased
         if task is None:
-            why = "no handler in this release" if self.leased.type in KNOWN else "unknown task"
-            return self._parked(why)
-        given = self._given(task)
-        refused = given if len(given) == _OUTCOME else self._limit()
-        if refused is not None or len(given) == _OUTCOME:
+            return self._parked("no handler in this release" if leased.type in KNOWN else "unknown task")
+        try:
+            if leased.extra:
+                self._extra = read_extra(leased.extra)
+            args, kwargs = task.decode(leased.args)
+        except (ArgumentInvalid, msgspec.MsgspecError, ConfigurationError, ValueError) as fault:
+            return self._unreadable(fault)
+        if (refused := self._limit(task)) is not None:
             return refused
-        if self._tracing is None:
-            return await self._ran(task, *given)
-        with self._tracing.process(
-            self.leased, queue=self._queue.name, extra=self._extra, now_ms=self._now_ms()
+        place = self._place
+        if place.tracing is None:
+            return await self._ran(task, args, kwargs)
+        with place.tracing.process(
+            leased, queue=place.queue.name, extra=self._extra, now_ms=place.now_ms()
         ) as running:
-            outcome = await self._ran(task, *given)
+            outcome = await self._ran(task, args, kwargs)
             running.ended(outcome)
             return outcome
 
+    def _unreadable(self, fault: Exception) -> Outcome:
+        if not isinstance(fault, ArgumentInvalid):
+            return self._failed(Failure("CodecError", "the options of the job can't be read"))
+        if fault.later:
+            return self._parked(str(fault))
+        return self._failed(Failure("ArgumentInvalid", str(fault)))
+
     async def _ran(
         self, task: Task[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[str, int, bytes] | None:
+    ) -> Outcome | None:
+        context = self._made_context(task)
         try:
-            value = await self._call(task, self._made_context(), args, kwargs)
+            if task.is_async and not self._place.middleware:
+                value = await task.function(context, *args, **kwargs)
+            else:
+                value = await self._call(task, context, args, kwargs)
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except asyncio.CancelledError:
@@ -179,67 +229,47 @@ class Run:
             return self._stopped()
         return self._completed(value)
 
-    def _given(self, task: Task[Any, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | tuple[str, int, bytes]:
-        """The arguments of the task; the outcome when they can't be read."""
-        leased = self.leased
-        try:
-            if leased.extra:
-                self._extra = read_extra(leased.extra)
-            return task.decode(leased.args)
-        except ArgumentInvalid as fault:
-            return (
-                self._parked(str(fault))
-                if fault.later
-                else self._failed(Failure("ArgumentInvalid", str(fault)))
-            )
-        except (msgspec.MsgspecError, ConfigurationError, ValueError):
-            return self._failed(Failure("CodecError", "the options of the job can't be read"))
-
-    def _made_context(self) -> JobContext:
-        extra, leased = self._extra, self.leased
-        whole = job_id(self._queue.name, leased.part)
+    def _made_context(self, task: Task[Any, Any]) -> JobContext:
+        extra, leased, queue = self._extra, self.leased, self._place.queue.name
+        whole = job_id(queue, leased.part)
         context = self._context = JobContext(
             id=whole,
             type=leased.type,
-            queue=self._queue.name,
+            queue=queue,
             attempt=leased.attempt,
             token=int(leased.token),
             idempotency_key=extra.key or whole,
             deadline=None if extra.deadline is None else moment(extra.deadline),
             report=self._report,
-            loop=None if self._task is None or self._task.is_async else asyncio.get_running_loop(),
+            loop=None if task.is_async else asyncio.get_running_loop(),
         )
         if self._why:
             context.ask_to_end(self._why)
         return context
 
-    def _limit(self) -> tuple[str, int, bytes] | None:
+    def _limit(self, task: Task[Any, Any]) -> Outcome | None:
         """Have the run ended in time; the outcome when it may not begin."""
-        extra, task = self._extra, self._task
-        timeout = extra.timeout / 1000 if extra.timeout else None
-        if timeout is None and task is not None and task.timeout is not None:
-            timeout = task.timeout / timedelta(seconds=1)
+        extra = self._extra
+        timeout_s = extra.timeout / 1000 if extra.timeout else task.timeout_s
         why = "timeout"
         if extra.deadline is not None:
-            left = (extra.deadline - self._now_ms()) / 1000
-            if left <= 0:
+            left_s = (extra.deadline - self._place.now_ms()) / 1000
+            if left_s <= 0:
                 return self._failed(
                     Failure("DeadlineExceeded", "the deadline had passed before the job began")
                 )
-            if timeout is None or left < timeout:
-                timeout, why = left, "deadline"
-        if timeout is not None:
-            self._timer = asyncio.get_running_loop().call_later(timeout, self.end, why)
+            if timeout_s is None or left_s < timeout_s:
+                timeout_s, why = left_s, "deadline"
+        if timeout_s is not None:
+            self._limit_s, self._limit_why = timeout_s, why
+            self._place.arm(self)
         return None
 
     async def _call(
         self, task: Task[Any, Any], context: JobContext, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Run a plain function, or one within middleware."""
         function: Any = task.function
-        if not self._middleware:
-            if task.is_async:
-                return await function(context, *args, **kwargs)
-            return await self._threaded(lambda: function(context, *args, **kwargs))
 
         async def innermost() -> Any:
             if task.is_async:
@@ -247,18 +277,18 @@ class Run:
             return await self._threaded(lambda: function(context, *args, **kwargs))
 
         call: Next = innermost
-        for layer in reversed(self._middleware):
+        for layer in reversed(self._place.middleware):
             call = _layered(layer, context, call)
         return await call()
 
     async def _threaded(self, call: Callable[[], Any]) -> Any:
         """Run a plain function in a thread. It can't be stopped, so its end is waited for, whatever happens."""
-        if self._threads is None:
+        if self._place.threads is None:
             raise RuntimeError("a plain function needs a thread")
         within = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, within.run, call)
+        return await asyncio.get_running_loop().run_in_executor(self._place.threads, within.run, call)
 
-    def _completed(self, value: Any) -> tuple[str, int, bytes]:
+    def _completed(self, value: Any) -> Outcome:
         if value is None:
             return "completed", self._keep_ms(), b""
         try:
@@ -271,7 +301,7 @@ class Run:
             )
         return "completed", self._keep_ms(), text
 
-    def _stopped(self) -> tuple[str, int, bytes] | None:
+    def _stopped(self) -> Outcome | None:
         """What a cancelled run means."""
         if self._why == "cancel":
             return "cancelled", self._keep_ms(), (self._reason or "cancelled").encode()
@@ -285,7 +315,7 @@ class Run:
             return None
         return self._again(Failure("CancelledError"))  # its own
 
-    def _raised(self, fault: BaseException) -> tuple[str, int, bytes] | None:
+    def _raised(self, fault: BaseException) -> Outcome | None:
         if self._why and not isinstance(fault, NonRetryable):
             return self._stopped()  # that it was asked to end is why it raised
         failure = _failure(fault)
@@ -295,7 +325,7 @@ class Run:
         pause = fault.pause // _MS if isinstance(fault, RetryLater) and fault.pause is not None else None
         return self._again(failure, pause)
 
-    def _again(self, failure: Failure, pause: int | None = None) -> tuple[str, int, bytes]:
+    def _again(self, failure: Failure, pause: int | None = None) -> Outcome:
         policy = self._extra.retry or (self._task.retry if self._task is not None else NO_RETRY)
         planned = pause_ms(policy, max(1, self.leased.attempt), random.random)
         if planned is None:
@@ -308,10 +338,10 @@ class Run:
         )  # fmt: skip
         return "retrying", chosen, write_failure(failure)
 
-    def _failed(self, failure: Failure) -> tuple[str, int, bytes]:
+    def _failed(self, failure: Failure) -> Outcome:
         return "failed", _DEAD_MS, write_failure(failure)
 
-    def _parked(self, why: str) -> tuple[str, int, bytes]:
+    def _parked(self, why: str) -> Outcome:
         version = self.leased.args.partition(_SCHEMA)[0]
         logger.warning("job %s of type %s is parked: %s", self._id, self.leased.type, why)
         return "parked", int(version) if version.isdigit() else 0, write_failure(Failure("Parked", why))
@@ -319,32 +349,35 @@ class Run:
     def _keep_ms(self) -> int:
         if self._extra.keep:
             return self._extra.keep
-        return (DEFAULT_KEEP if self._task is None else self._task.keep) // _MS
+        return _DEFAULT_KEEP_MS if self._task is None else self._task.keep_ms
 
     @property
     def _id(self) -> str:
-        return job_id(self._queue.name, self.leased.part)
+        return job_id(self._place.queue.name, self.leased.part)
 
     # -- progress and log ------------------------------------------------------------------------------------------
 
     def _report(self, share: float | None, text: str) -> None:
         if self.over:
             return
+        now_ms = self._place.now_ms()
         if share is None:
-            self._lines.append(_encode([self._now_ms(), text]))
+            if self._lines is None:
+                self._lines = []
+            self._lines.append(_encode([now_ms, text]))
         else:
-            self._progress = _encode([share, text, self._now_ms()])
+            self._progress = _encode([share, text, now_ms])
         if self._reporting is None or self._reporting.done():
             self._reporting = asyncio.get_running_loop().create_task(self._reports())
 
     async def _reports(self) -> None:
         """Send what was told; what is told meanwhile goes next."""
         while self._lines or self._progress:
-            progress, lines = self._progress, self._lines[:100]
-            self._progress = b""
-            del self._lines[:100]
+            waiting = self._lines or []
+            progress, lines = self._progress, waiting[:_LINES_AT_ONCE]
+            self._progress, self._lines = b"", waiting[_LINES_AT_ONCE:]
             try:
-                await self._queue.report(self.leased, progress, lines)
+                await self._place.queue.report(self.leased, progress, lines)
             except StoreError as fault:
                 logger.warning("what job %s told was lost: %s", self._id, fault)
                 return

@@ -7,9 +7,10 @@ import contextvars
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
-from counterseal.jobs.run import Middleware, Run
+from counterseal.jobs.run import Middleware, Run, Workplace
 from counterseal.jobs.scripts import Leased, Queue, Result
 from counterseal.jobs.task import Task
 from counterseal.jobs.threads import Threads
@@ -74,7 +75,7 @@ class Slots:
         self._tracing = tracing
         self._wake = wake
         self._threads: Threads | None = None
-        self._within = contextvars.Context()
+        self._places: dict[str, Workplace] = {}
         self._average_s = 1.0
         self._stale: asyncio.TimerHandle | None = None
         self._ends = 0
@@ -84,9 +85,19 @@ class Slots:
     def open(self) -> None:
         """Let jobs begin, each in a copy of the context variables that are set now."""
         self.closing = False
-        self._within = contextvars.copy_context()
+        within = contextvars.copy_context()
         if any(not task.is_async for task in self._tasks.values()):
             self._threads = Threads(self.concurrency)
+        for source in self.sources:
+            self._places[source.queue.name] = Workplace(
+                source.queue,
+                ended=partial(self._ended, source),
+                middleware=self._middleware,
+                threads=self._threads,
+                now_ms=self._now_ms,
+                tracing=self._tracing,
+                within=within,
+            )
 
     def close(self) -> None:
         """Leave to others what still runs."""
@@ -129,17 +140,10 @@ class Slots:
 
     def run(self, source: Source, leased: Leased) -> None:
         """Begin a job."""
-        run = Run(
-            leased,
-            queue=source.queue,
-            task=self._tasks.get(leased.type),
-            middleware=self._middleware,
-            threads=self._threads,
-            now_ms=self._now_ms,
-            tracing=self._tracing,
+        run = source.running[leased.part] = Run(
+            leased, self._tasks.get(leased.type), self._places[source.queue.name]
         )
-        source.running[leased.part] = run
-        run.start(lambda: self._ended(source, run), self._within)
+        run.start()
 
     def give_back(self, source: Source) -> None:
         """Have what has not begun handed back to its queue."""

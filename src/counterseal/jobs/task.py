@@ -43,9 +43,9 @@ class Task(Generic[P, R]):
     """
 
     __slots__ = (
-        "_arguments", "_decode", "_decode_exactly", "_keywords", "_positional", "_takes_nothing", "function",
-        "is_async", "keep", "name", "options", "priority", "queue", "result_type", "retry", "schema", "timeout",
-        "upgrades",
+        "_arguments", "_decode", "_decode_exactly", "_head", "_keywords", "_positional", "_takes_nothing", "function",
+        "is_async", "keep", "keep_ms", "name", "options", "priority", "queue", "result_type", "retry", "schema",
+        "timeout", "timeout_s", "upgrades",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +91,9 @@ class Task(Generic[P, R]):
         )
         self._decode_exactly = msgspec.json.Decoder(exact).decode
         self._takes_nothing = not self._positional and not self._keywords
+        self._head = b"%d:" % schema
+        self.timeout_s = None if timeout is None else timeout / timedelta(seconds=1)
+        self.keep_ms = keep // timedelta(milliseconds=1)
 
     def __repr__(self) -> str:
         return f"Task({self.name!r})"
@@ -153,7 +156,7 @@ class Task(Generic[P, R]):
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """Arguments as they are stored: schema version, colon, JSON in one line. Raises `ArgumentInvalid`."""
         if self._takes_nothing and not args and not kwargs:
-            return b"%d:{}" % self.schema
+            return self._head + b"{}"
         try:
             if args and self._keywords:
                 args, kwargs = (), self._by_name(args, kwargs)
@@ -161,17 +164,22 @@ class Task(Generic[P, R]):
             self._decode(text)  # msgspec checks types when it reads
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as fault:
             raise _refused(self.name, fault) from fault
-        return b"%d:%b" % (self.schema, text)
+        return self._head + text
 
     def encode_json(self, text: bytes) -> bytes:
         """The same for a JSON object of arguments. Raises `ArgumentInvalid`, also for one that is unknown."""
         try:
-            return b"%d:%b" % (self.schema, _encode(self._decode_exactly(text)))
+            return self._head + _encode(self._decode_exactly(text))
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as fault:
             raise _refused(self.name, fault) from fault
 
     def decode(self, data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a job. Raises `ArgumentInvalid`, with `later` for those of a later release."""
+        if data.startswith(self._head):
+            try:
+                return self._values(self._decode(data[len(self._head) :]))
+            except Exception as fault:
+                raise _refused(self.name, fault) from fault
         version, colon, text = data.partition(b":")
         if not colon or not version.isdigit() or len(version) > 9:
             raise ArgumentInvalid(f"the arguments of a job of {self.name} can't be read")
@@ -182,14 +190,16 @@ class Task(Generic[P, R]):
                 later=True,
             )
         try:
-            if schema == self.schema:
-                found = self._decode(text)
-            else:
-                found = msgspec.convert(self._upgraded(text, schema), self._arguments, str_keys=True)
+            found = msgspec.convert(self._upgraded(text, schema), self._arguments, str_keys=True)
         except ArgumentInvalid:
             raise
         except Exception as fault:
             raise _refused(self.name, fault) from fault
+        return self._values(found)
+
+    def _values(self, found: msgspec.Struct) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not self._keywords:
+            return msgspec.structs.astuple(found), {}
         return (
             tuple(getattr(found, name) for name in self._positional),
             {name: getattr(found, name) for name in self._keywords},
