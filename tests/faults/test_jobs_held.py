@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import secrets
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from datetime import timedelta
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -228,7 +230,7 @@ async def test_a_job_sent_to_a_worker_that_closes_is_run_or_goes_back_to_its_que
     assert await store.command("ZCARD", f"{PREFIX}:running") == 0
 
 
-async def test_a_job_that_an_old_release_parks_again_runs_when_the_new_one_has_room(
+async def test_a_parked_job_is_left_alone_until_a_worker_that_knows_it_has_room(
     valkey: Server, store: NativeStore, jobs: Jobs
 ) -> None:
     gate, waits = gated()
@@ -243,10 +245,76 @@ async def test_a_job_that_an_old_release_parks_again_runs_when_the_new_one_has_r
     async with store_on(valkey) as other, worker_on(other, late, waits, concurrency=1, poll=SHORT) as new:
         await eventually(lambda: new.running == 1)
         async with worker_on(store, nothing, poll=SHORT) as old:
-            await eventually(lambda: old.counts.parked >= 1)
-            await eventually(parked)
+            await eventually(lambda: old._sources[0].calls > 5)
+            assert await parked()
+            assert old.counts.leased == 0
         gate.set()
         await eventually(lambda: is_in(jobs, made.id, State.COMPLETED), within=3)
+
+
+async def parked_by_hand(jobs: Jobs, queue: Queue, *tasks: Task[[], None]) -> list[str]:
+    """Jobs as a worker leaves them that does not know their tasks."""
+    made = [one.id for one in await jobs.enqueue_many([one.call() for one in tasks])]
+    held = (await queue.lease(room=len(made), worker=secrets.token_hex(4), call="1", lease_ms=LEASE_MS)).jobs
+    assert len(held) == len(made)
+    why = b'["Parked","unknown task",""]'
+    assert all(await queue.finish([Result(one.part, one.token, "parked", 1, 0, why) for one in held]))
+    return made
+
+
+async def test_a_job_that_another_release_parked_again_does_not_wait_for_a_worker_that_knows_it(
+    store: NativeStore, jobs: Jobs, queue: Queue
+) -> None:
+    gate, waits = gated()
+    (unknown,) = await parked_by_hand(jobs, queue, nothing)
+    async with worker_on(store, late, waits, concurrency=1, poll=timedelta(minutes=1)) as worker:
+        await eventually(lambda: worker.leased_at is not None)
+        await jobs.enqueue(waits)
+        await eventually(lambda: worker.running == 1)
+        (made,) = await parked_by_hand(jobs, queue, late)
+        assert (
+            await jobs.delete_dead(unknown) == 1
+        )  # as many are parked as before: their number does not tell
+        gate.set()
+        await eventually(lambda: is_in(jobs, made, State.COMPLETED), within=5)
+
+
+async def test_what_a_worker_puts_back_it_leases_before_one_of_another_release_does(
+    store: NativeStore, jobs: Jobs, queue: Queue
+) -> None:
+    made = await parked_by_hand(jobs, queue, *[late] * 60)
+    async with worker_on(store, nothing, concurrency=50) as other, worker_on(store, late, concurrency=5):
+        for identifier in made:
+            await eventually(lambda one=identifier: is_in(jobs, one, State.COMPLETED))
+        # The first time the server does not have the script yet, so it came a round trip later.
+        assert other.counts.leased <= 5
+    assert await counted(jobs, "late", "retrying") == await counted(jobs, "late", "queued") == 0
+
+
+class CountingQueue(Queue):
+    """Counts how often parked jobs were asked for."""
+
+    asked: ClassVar[list[int]] = []
+
+    async def unpark(self, known: Mapping[str, int], *, count: int) -> int:
+        self.asked.append(count)
+        return await Queue.unpark(self, known, count=count)
+
+
+async def test_a_worker_that_can_run_no_parked_job_asks_for_none_until_another_one_is_parked(
+    store: NativeStore, jobs: Jobs, queue: Queue
+) -> None:
+    CountingQueue.asked.clear()
+    await parked_by_hand(jobs, queue, nothing)
+    worker = worker_on(store, late, poll=timedelta(milliseconds=20))
+    source = worker._sources[0]
+    source.queue = CountingQueue(store, KEYS, "default")
+    async with worker:
+        await eventually(lambda: CountingQueue.asked and source.parking.due_at == math.inf)
+        asked, calls = len(CountingQueue.asked), source.calls
+        assert asked <= 3
+        await eventually(lambda: source.calls > calls + 20)
+        assert len(CountingQueue.asked) == asked
 
 
 # -- what stands twice, or for nothing ---------------------------------------------------------------------------------

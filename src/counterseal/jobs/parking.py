@@ -1,56 +1,58 @@
-"""Parking: puts jobs back that were parked by a worker that did not know their task, or not its arguments."""
+"""Parking: puts jobs back that were parked by a worker that did not know their task, or not its arguments.
+
+A worker of another release may park them again. So one that can run them puts back no more than it has room for, and
+leases in the same round trip. Whether something was parked since it last looked a lease tells, by a moment: that at
+which the last one was parked that waits.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from counterseal.core.background import Background
 from counterseal.core.errors import StoreError
-from counterseal.jobs.slots import Source
+from counterseal.jobs.scripts import Queue
 from counterseal.jobs.task import Task
 
-_LONGEST_PAUSE_S: Final = 60.0
+_AGAIN_S: Final = 1.0
+"""Two releases hand jobs to and fro no more often than this."""
+_SURE_MS: Final = 1_000
+"""For so long another one may be parked that has the same moment."""
 _AT_ONCE: Final = 100
 
 
 class Parking:
     """The parked jobs of one queue, as a worker sees them."""
 
-    def __init__(self, source: Source, *, tasks: Mapping[str, Task[Any, Any]], pause_s: float) -> None:
-        self._source = source
-        self._tasks = tasks
-        self._first_pause_s = pause_s
-        self._pause_s = pause_s
-        self._seen = -1
+    def __init__(self, tasks: Mapping[str, Task[Any, Any]]) -> None:
+        self.due_at = math.inf
+        """When some are to be put back, by the loop's clock."""
+        self._known = {name: known.schema for name, known in tasks.items()}
+        self._parked_ms = 0
+        self._seen_ms = 0
+        """Of those that were parked until then none is for this worker."""
         self._again_at = 0.0
-        self._trying: asyncio.Task[None] | None = None
 
-    def look(self, parked: int, background: Background) -> None:
-        """Try to put parked jobs back: at once when their number is another one, else after longer and longer pauses.
-
-        The number alone tells nothing: what was put back may have been parked again by a worker of another release.
-        """
+    def note(self, parked_ms: int) -> float:
+        """Take note of what a lease has told. Seconds until the next one is to come."""
+        self._parked_ms = parked_ms
+        if parked_ms in (0, self._seen_ms):
+            self.due_at = math.inf
+            return math.inf
         now = asyncio.get_running_loop().time()
-        if self._trying is not None and not self._trying.done():
-            return
-        if parked != self._seen:
-            self._pause_s = self._first_pause_s
-        elif now < self._again_at:
-            return
-        self._seen = parked
-        self._again_at = now + self._pause_s
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        self._trying = background.keep("unpark jobs", self._unpark)
+        self.due_at = max(now, self._again_at)
+        return self.due_at - now
 
-    async def _unpark(self) -> None:
-        for name, known in self._tasks.items():
-            try:
-                back = _AT_ONCE
-                while back == _AT_ONCE:
-                    back = await self._source.queue.unpark(name, known.schema, count=_AT_ONCE)
-                    if back:
-                        self._pause_s = self._first_pause_s
-            except StoreError:
-                return
+    async def put_back(self, queue: Queue, room: int) -> None:
+        """Put back what this worker can run and has room for. One round trip."""
+        asked, parked_ms = min(room, _AT_ONCE), self._parked_ms
+        try:
+            back = await queue.unpark(self._known, count=asked)
+        except StoreError:
+            back = -1
+        more = back == asked
+        self._again_at = asyncio.get_running_loop().time() + (0.0 if more else _AGAIN_S)
+        if back == 0 and queue.store.now_ms() - parked_ms > _SURE_MS:
+            self._seen_ms = parked_ms

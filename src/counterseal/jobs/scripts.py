@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, NamedTuple
@@ -64,8 +64,8 @@ class Batch(NamedTuple):
     """Until something is due; -1 when nothing is."""
     gone: int
     """How many jobs had no record any more: somebody else has deleted it."""
-    parked: int
-    """How many jobs wait for a release that can run them."""
+    parked_ms: int
+    """When one of the jobs was parked, the last of those that wait for a release that can run them; 0 without any."""
 
 
 class Result(NamedTuple):
@@ -169,8 +169,8 @@ class Queue:
             idle=idle,
         )
         match reply:
-            case [list() as found, int(next_ms), int(gone), int(parked)]:
-                return Batch([self._leased(item) for item in found], next_ms, gone, parked)
+            case [list() as found, int(next_ms), int(gone), int(parked_ms)]:
+                return Batch([self._leased(item) for item in found], next_ms, gone, parked_ms)
             case _:
                 raise CodecError("leased jobs can't be read", key=self.prefix)
 
@@ -264,16 +264,18 @@ class Queue:
         )
         return reply if isinstance(reply, int) else 0
 
-    async def unpark(self, kind: str, schema: int, *, count: int) -> int:
-        """Put parked jobs of a type back, those of at most this schema; how many, at most `count`."""
+    async def unpark(self, known: Mapping[str, int], *, count: int) -> int:
+        """Put parked jobs of these types back, of at most these schemas; how many, at most `count`.
+
+        They go before all others, and nobody is told of them: who puts them back leases them.
+        """
         reply = await self.store.run(
             _UNPARK,
             queue=self.keys.jobs_queue(self.name),
             prefix=self.prefix,
             now_ms=self.store.now_ms(),
-            type=kind,
-            schema=schema,
             count=count,
+            known=[word for name, schema in known.items() for word in (name, schema)],
         )
         return reply if isinstance(reply, int) else 0
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from counterseal.jobs.parking import Parking
 from counterseal.jobs.run import Middleware, Run, Workplace
 from counterseal.jobs.scripts import Leased, Queue, Result
 from counterseal.jobs.task import Task
@@ -29,6 +30,7 @@ class Source:
 
     queue: Queue
     weight: int
+    parking: Parking
     ahead: deque[Leased] = field(default_factory=deque[Leased])
     """Leased, and not begun."""
     results: list[Result] = field(default_factory=list[Result])

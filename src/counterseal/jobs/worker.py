@@ -22,7 +22,7 @@ from counterseal.jobs.listener import Listener
 from counterseal.jobs.parking import Parking
 from counterseal.jobs.probe import probe
 from counterseal.jobs.run import Middleware
-from counterseal.jobs.scripts import Batch, Queue, Result
+from counterseal.jobs.scripts import LEASED_AT_ONCE, Batch, Queue, Result
 from counterseal.jobs.service import by_name
 from counterseal.jobs.slots import Slots, Source
 from counterseal.jobs.task import DEFAULT_QUEUE, Task
@@ -92,7 +92,9 @@ class Worker:
         self._poll_s = poll / timedelta(seconds=1)
         self._grace_s = grace / timedelta(seconds=1)
         self._wake = asyncio.Event()
-        self._sources = [Source(Queue(store, keys, name), weight) for name, weight in weights.items()]
+        self._sources = [
+            Source(Queue(store, keys, name), weight, Parking(known)) for name, weight in weights.items()
+        ]
         self._slots = Slots(
             self._sources,
             concurrency=concurrency,
@@ -111,9 +113,6 @@ class Worker:
             counts=self.counts,
             wake=self._wake,
         )
-        self._parking = {
-            source.queue.name: Parking(source, tasks=known, pause_s=self._poll_s) for source in self._sources
-        }
         self._background = Background()
         self._consumer: asyncio.Task[None] | None = None
         self._left = False
@@ -256,14 +255,19 @@ class Worker:
     async def _lease(self, source: Source, room: int) -> float:
         source.calls += 1
         call = str(source.calls)
+        leasing = source.queue.lease(
+            room=room,
+            worker=self._identity,
+            call=call,
+            lease_ms=self._lease_ms,
+            idle=self._slots.free() if self._listener.hears else -1,
+        )
         try:
-            batch = await source.queue.lease(
-                room=room,
-                worker=self._identity,
-                call=call,
-                lease_ms=self._lease_ms,
-                idle=self._slots.free() if self._listener.hears else -1,
-            )
+            if source.parking.due_at <= asyncio.get_running_loop().time():
+                # Both begin in one turn of the event loop, so nobody leases in between.
+                _, batch = await asyncio.gather(source.parking.put_back(source.queue, room), leasing)
+            else:
+                batch = await leasing
         except BaseException:
             source.lost_call = call
             raise
@@ -284,11 +288,10 @@ class Worker:
             self._slots.give_back(source)
             return 0.0
         self._slots.start()
-        if batch.parked:
-            self._parking[source.queue.name].look(batch.parked, self._background)
-        if len(batch.jobs) >= min(room, 200):
-            return 0.0 if self._slots.room() > 0 else self._poll_s
-        return self._poll_s if batch.next_ms < 0 else max(0.001, batch.next_ms / 1000)
+        pause = min(self._poll_s, source.parking.note(batch.parked_ms))
+        if len(batch.jobs) >= min(room, LEASED_AT_ONCE):
+            return 0.0 if self._slots.room() > 0 else pause
+        return pause if batch.next_ms < 0 else min(pause, max(0.001, batch.next_ms / 1000))
 
     async def _hand_in(self, source: Source, results: list[Result]) -> None:
         try:

@@ -2,9 +2,9 @@
 -- keys: queue
 -- args: prefix now_ms lease_ms room worker call most_lost lost_error keep_dead_ms idle
 -- returns: a list of leased jobs, the milliseconds until something is due (-1 when nothing is), the number of
---   records that were gone, and that of parked jobs. After 4 MB of records, or some thousand places that are passed
---   over, it stops, and what is left is due at once. A job is part, state entry, record; the token in the entry
---   fences its result.
+--   records that were gone, and when the last of the parked jobs was parked (0: there is none). After 4 MB of records,
+--   or some thousand places that are passed over, it stops, and what is left is due at once. A job is part, state entry,
+--   record; the token in the entry fences its result.
 -- ttl: held by lease_ms; records that fail here a second after keep_dead_ms; a flow that rests by its period; recent 30
 --   days; rates 2 days
 local prefix, now, lease_ms, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -397,4 +397,5 @@ for _, key in ipairs({ delayed, running, flow_due }) do
     next_ms = next_ms < 0 and wait or math.min(next_ms, wait)
   end
 end
-return { leased, next_ms, gone, redis.call('ZCARD', prefix .. ':parked') }
+local parked = redis.call('ZRANGE', prefix .. ':parked', -1, -1, 'WITHSCORES')[2] or '0'
+return { leased, next_ms, gone, tonumber(parked) }
