@@ -34,6 +34,7 @@ from counterseal.jobs.cron import Cron
 from counterseal.jobs.options import Priority
 from counterseal.jobs.run import Middleware
 from counterseal.jobs.schedule import Schedule
+from counterseal.jobs.schedule_carrying import ScheduleCarrying
 from counterseal.jobs.scheduler import Scheduler
 from counterseal.jobs.schedules import APPLICATION, PRODUCT, Schedules
 from counterseal.jobs.service import OUTBOX_KIND, Jobs
@@ -145,7 +146,12 @@ class Counterseal:
             min_replicas=settings.redis.min_replicas,
             tracing=self._tracing,
         )
-        self.schedules = Schedules(store, keys=keys, jobs=self.jobs, code=_code(schedules))
+        carrier = self.carriage.schedules
+        self.schedules = Schedules(store, keys=keys, jobs=self.jobs, code=_code(schedules), carrier=carrier)
+        self.carrying: ScheduleCarrying | None = None
+        """Brings the schedules to QStash, when that is the carrier."""
+        if carrier.active:
+            self.carrying = ScheduleCarrying(store, schedules=self.schedules)
         self.outbox = Outbox(
             database, now_ms=store.now_ms, handlers={**self.sessions.handlers, OUTBOX_KIND: self.jobs.relay}
         )
@@ -231,7 +237,8 @@ class Counterseal:
     def scheduler(self) -> Scheduler:
         """Makes the jobs of the schedules, to be used as `async with` inside this one.
 
-        Any number of processes may have one: each tick makes one job. At least one must, beside the workers.
+        Any number of processes may have one: each tick makes one job. At least one must, beside the workers; when
+        QStash is the carrier, only for schedules that it can't carry.
         """
         return Scheduler(self.store, keys=self._keys, schedules=self.schedules)
 
@@ -251,6 +258,8 @@ class Counterseal:
             await stack.enter_async_context(self.sessions)
             stack.push_async_callback(self.jobs.close)
             await stack.enter_async_context(self.carriage)
+            if self.carrying is not None:
+                await stack.enter_async_context(self.carrying)
             await stack.enter_async_context(self.outbox)
             stack.push_async_callback(self.health.close)
             stack.push_async_callback(self._background.close)

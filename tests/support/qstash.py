@@ -10,11 +10,13 @@ import base64
 import hashlib
 import itertools
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from support.site import BASE, seal_on
 
 _PUBLISH = "/v2/publish/"
 _MESSAGES = "/v2/messages/"
+_SCHEDULES = "/v2/schedules"
 
 
 @dataclass
@@ -45,6 +48,8 @@ class Message:
     state: str = "pending"
     retried: int = 0
     answers: list[httpx.Response] = field(default_factory=list)
+    schedule: str = ""
+    """The id of the schedule that it came of."""
 
     @property
     def retries(self) -> int:
@@ -54,6 +59,32 @@ class Message:
     def job(self) -> str:
         """The id of its job."""
         return json.loads(self.body)["id"]
+
+
+@dataclass
+class Scheduled:
+    """A schedule that was made."""
+
+    id: str
+    url: str
+    body: bytes
+    headers: Mapping[str, str]
+    """Those of the request, in small letters."""
+    created_ms: int
+    paused: bool = False
+
+    @property
+    def cron(self) -> str:
+        return self.headers["upstash-cron"]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As the API tells it."""
+        return {
+            "scheduleId": self.id, "destination": self.url, "cron": self.cron, "createdAt": self.created_ms,
+            "method": "POST", "body": self.body.decode(), "isPaused": self.paused,
+            "retries": int(self.headers.get("upstash-retries", "3")),
+        }  # fmt: skip
 
 
 class QStashServer:
@@ -66,9 +97,14 @@ class QStashServer:
         self.current = f"sig_{secrets.token_urlsafe(21)}"
         self.next = f"sig_{secrets.token_urlsafe(21)}"
         self.messages: dict[str, Message] = {}
+        self.schedules: dict[str, Scheduled] = {}
+        self.asked: list[str] = []
+        """Method and path of the requests about schedules."""
+        self.ahead = timedelta(0)
+        """By how much its clock is ahead, for tests that move the store's."""
         self.publishes = 0
         self.refuse: int | None = None
-        """Answer publishes with this status, and store nothing."""
+        """Answer publishes, and requests about schedules, with this status, and store nothing."""
         self.on_publish: Callable[[], Any] | None = None
         """Awaited before a publish is stored; `ConnectionAbortedError` ends the connection within the answer."""
         self.lose_answers = False
@@ -115,6 +151,11 @@ class QStashServer:
                 return
         elif scope["method"] == "DELETE" and path.startswith(_MESSAGES):
             status, answer = self._cancel(path.removeprefix(_MESSAGES))
+        elif path.startswith(_SCHEDULES):
+            self.asked.append(f"{scope['method']} {path}")
+            status, answer = self._schedule(
+                scope["method"], path.removeprefix(_SCHEDULES).lstrip("/"), headers, body
+            )
         else:
             status, answer = 404, {"error": "not found"}
         content = [(b"content-type", b"application/json")]
@@ -146,12 +187,60 @@ class QStashServer:
         message.state = "cancelled"
         return 200, {"cancelled": 1}
 
+    def _schedule(  # noqa: PLR0911 - one for each answer
+        self, method: str, rest: str, headers: Mapping[str, str], body: bytes, /
+    ) -> tuple[int, Any]:
+        if self.refuse is not None:
+            return self.refuse, {"error": "refused"}
+        if method == "POST" and rest.startswith(("http://", "https://")):
+            identifier = headers.get("upstash-schedule-id") or f"scd_{next(self._numbers)}"
+            if not re.fullmatch(r"[A-Za-z0-9._-]+", identifier):
+                return 400, {"error": "schedule id can only contain alphanumeric characters, hyphens, …"}
+            if not re.fullmatch(r"(CRON_TZ=\S+ )?(\S+ ){4}\S+", headers.get("upstash-cron", "")):
+                return 400, {"error": "invalid cron"}
+            former = self.schedules.get(identifier)
+            self.schedules[identifier] = Scheduled(
+                identifier, rest, body, dict(headers),
+                former.created_ms if former else int(time.time() * 1000), former is not None and former.paused,
+            )  # fmt: skip
+            return 201, {"scheduleId": identifier}
+        if method == "GET" and not rest:
+            return 200, [one.told for one in self.schedules.values()]
+        identifier, _, order = rest.partition("/")
+        found = self.schedules.get(identifier)
+        if method == "DELETE":
+            self.schedules.pop(identifier, None)
+            return 200, {}
+        if found is None:
+            return 404, {"error": f"schedule {identifier} not found"}
+        if method == "GET":
+            return 200, found.told
+        if method in {"PATCH", "POST", "PUT"} and order in {"pause", "resume"}:
+            found.paused = order == "pause"
+            return 200, {}
+        return 405, {"error": "Method Not Allowed"}
+
+    def tick(self, identifier: str) -> Message | None:
+        """Have a schedule come to one of its times: the message that it makes, none while it is paused."""
+        scheduled = self.schedules[identifier]
+        if scheduled.paused:
+            return None
+        message = Message(
+            f"msg_{next(self._numbers)}",
+            scheduled.url,
+            scheduled.body,
+            scheduled.headers,
+            schedule=identifier,
+        )
+        self.messages[message.id] = message
+        return message
+
     def sign(
         self, url: str, body: bytes, /, *, key: str | None = None, padded: bool = False, **claims: Any
     ) -> str:
         """The signature of one attempt; `claims` in place of those that it would have. None leaves one out."""
         digest = base64.urlsafe_b64encode(hashlib.sha256(body).digest()).decode()
-        now = int(time.time())
+        now = int(time.time() + self.ahead.total_seconds())
         made = {
             "iss": "Upstash", "sub": url, "iat": now, "exp": now + 300, "nbf": 0,
             "jti": f"jwt_{secrets.token_hex(12)}", "body": digest if padded else digest.rstrip("="), **claims,
@@ -159,9 +248,11 @@ class QStashServer:
         said = {name: value for name, value in made.items() if value is not None}
         return jwt.encode(said, key or self.current, algorithm="HS256")
 
-    async def send(self, url: str, body: bytes, signature: str | None) -> httpx.Response:
+    async def send(
+        self, url: str, body: bytes, signature: str | None, more: Mapping[str, str] | None = None
+    ) -> httpx.Response:
         """Send a request to where a URL leads to."""
-        headers = {"Content-Type": "application/json", "User-Agent": "Upstash-QStash"}
+        headers = {"Content-Type": "application/json", "User-Agent": "Upstash-QStash", **(more or {})}
         if signature is not None:
             headers["Upstash-Signature"] = signature
         async with httpx.AsyncClient(timeout=30) as client:
@@ -170,7 +261,10 @@ class QStashServer:
     async def attempt(self, message: Message) -> httpx.Response:
         """Deliver once, and judge the answer as QStash does."""
         assert message.state == "pending"
-        answer = await self.send(message.url, message.body, self.sign(message.url, message.body))
+        more = {"Upstash-Message-Id": message.id, "Upstash-Retried": str(message.retried)}
+        if message.schedule:
+            more["Upstash-Schedule-Id"] = message.schedule
+        answer = await self.send(message.url, message.body, self.sign(message.url, message.body), more)
         message.answers.append(answer)
         final = answer.status_code == 489 and answer.headers.get("Upstash-NonRetryable-Error") == "true"
         if answer.is_success:

@@ -47,12 +47,12 @@ def job_commands() -> typer.Typer:
     for command in (show, cancel, retry, dead, purge, stats):
         program.command()(command)
     schedules = typer.Typer(
-        help="List the schedules, show their next runs, pause and resume them, or run one now.",
+        help="List the schedules, show their next runs, pause, resume and remove them, or run one now.",
         no_args_is_help=True,
         rich_markup_mode="markdown",
     )
     schedules.command("list")(list_schedules)
-    for command in (preview, pause, resume, run):
+    for command in (preview, pause, resume, remove, run, reconcile):
         schedules.command()(command)
     program.add_typer(schedules, name="schedules")
     return program
@@ -225,6 +225,37 @@ def pause(names: Names, as_json: AsJson = False, data_dir: DataDir = None) -> No
 def resume(names: Names, as_json: AsJson = False, data_dir: DataDir = None) -> None:
     """Go on with the next run; nothing is made up for the pause."""
     _change(names, paused=False, as_json=as_json, data_dir=data_dir)
+
+
+def remove(names: Names, as_json: AsJson = False, data_dir: DataDir = None) -> None:
+    """Remove schedules. Jobs that they have made stay. One of the code comes back with the next start: pause it."""
+    from counterseal.cli.jobs import remove_schedules, run_jobs
+
+    raise typer.Exit(run_jobs(lambda seal: remove_schedules(seal, names, as_json=as_json), data_dir=data_dir))
+
+
+def reconcile(
+    app: Annotated[
+        str | None,
+        typer.Option(
+            "--app",
+            metavar="MODULE:FUNCTION",
+            help="The application whose code declares schedules.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Bring the schedules of the code to Redis and, when QStash carries jobs, to QStash. For deploys.
+
+    Processes that serve do the same when they start. Exit code 1: QStash was not told of all.
+    """
+    from counterseal.cli.jobs import reconcile_schedules, run_jobs
+
+    raise typer.Exit(
+        run_jobs(lambda seal: reconcile_schedules(seal, as_json=as_json), data_dir=data_dir, app=app)
+    )
 
 
 def run(name: Name, as_json: AsJson = False, data_dir: DataDir = None) -> None:

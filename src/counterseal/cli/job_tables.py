@@ -57,6 +57,7 @@ def schedule_json(status: ScheduleStatus) -> dict[str, Any]:
         "when": when_text(schedule.when),
         "paused": schedule.paused,
         "source": status.source,
+        "carrier": status.carrier,
         "next": None if status.next is None else status.next.isoformat(),
         "last": None if status.last is None else status.last.isoformat(),
         "last_job": status.last_job,
@@ -148,7 +149,7 @@ def print_stats(
 
 def print_schedules(found: Sequence[ScheduleStatus]) -> None:
     """A line each."""
-    table = _table("Schedule", "Type", "When", "Next", "Last", "Source", "")
+    table = _table("Schedule", "Type", "When", "Next", "Last", "Source", "Carrier", "")
     for status in found:
         table.add_row(
             status.schedule.id,
@@ -157,6 +158,7 @@ def print_schedules(found: Sequence[ScheduleStatus]) -> None:
             moment_text(status.next),
             moment_text(status.last),
             status.source or "-",
+            status.carrier,
             Text("paused" if status.schedule.paused else "", style="yellow"),
         )
     _print(table)

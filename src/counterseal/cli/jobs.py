@@ -30,8 +30,9 @@ from counterseal.cli.job_tables import (
     to_json,
 )
 from counterseal.cli.logs import configure_logs
-from counterseal.core.errors import ConfigurationError, UnknownName
+from counterseal.core.errors import CarrierUnavailable, ConfigurationError, UnknownName
 from counterseal.jobs.job import Job, State
+from counterseal.jobs.schedule_carrying import ScheduleCarrying
 from counterseal.jobs.schedules import ScheduleStatus
 
 FOUND: Final = 0
@@ -241,6 +242,24 @@ async def change_schedules(
             missing.append(one)
     print_json([schedule_json(status) for status in changed]) if as_json else print_schedules(changed)
     return _missing("schedule", missing)
+
+
+async def remove_schedules(seal: Counterseal, identifiers: Sequence[str], *, as_json: bool) -> int:
+    """Remove schedules."""
+    missing = [one for one in identifiers if not await seal.schedules.remove(one)]
+    removed = len(identifiers) - len(missing)
+    print_json({"removed": removed}) if as_json else print(f"{count_of(removed, 'schedule')} removed")
+    return _missing("schedule", missing)
+
+
+async def reconcile_schedules(seal: Counterseal, *, as_json: bool) -> int:
+    """Bring the schedules of the code to Redis, and to QStash."""
+    try:
+        await ScheduleCarrying(seal.store, schedules=seal.schedules).look(full=True)
+    except CarrierUnavailable as fault:
+        print(f"counterseal: {fault}", file=sys.stderr)
+        return NOT_FOUND
+    return await list_schedules(seal, as_json=as_json)
 
 
 async def run_schedule(seal: Counterseal, identifier: str, *, as_json: bool) -> int:

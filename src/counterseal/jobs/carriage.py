@@ -10,6 +10,8 @@ from counterseal.core.settings import Settings
 from counterseal.jobs.delivery import Deliveries
 from counterseal.jobs.probe import probe
 from counterseal.jobs.qstash import QStash
+from counterseal.jobs.qstash_schedules import QStashSchedules
+from counterseal.jobs.schedule_ticks import ScheduleTicks
 from counterseal.jobs.service import by_name
 from counterseal.jobs.task import Task
 from counterseal.jobs.tracing import Tracing
@@ -23,6 +25,7 @@ class Carriage:
 
     `carrier` publishes jobs, when `COUNTERSEAL_JOBS_CARRIER` is `qstash`. `deliveries` runs what is delivered, when
     there is a signing key and the public URL: also after the carrier was changed, for messages still under way.
+    `schedules` tells QStash of schedules, and takes back those that it has when the carrier is another one.
     """
 
     def __init__(
@@ -45,6 +48,15 @@ class Carriage:
             self.carrier = QStash(
                 store, keys=keys, tasks=known, token=qstash.token, public_url=public_url, url=qstash.url
             )
+        self.schedules = QStashSchedules(
+            store,
+            keys=keys,
+            tasks=known,
+            token=qstash.token,
+            public_url=public_url or "",
+            url=qstash.url,
+            active=self.carrier is not None,
+        )
         if signing_keys and public_url is not None:
             self.deliveries = Deliveries(
                 store,
@@ -56,6 +68,13 @@ class Carriage:
                 grace=settings.web.grace / 2,
                 concurrency=settings.jobs.concurrency,
                 tracing=tracing,
+                ticks=ScheduleTicks(
+                    store,
+                    keys=keys,
+                    tasks=known.values(),
+                    max_payload=settings.jobs.max_payload,
+                    schedules=self.schedules,
+                ),
             )
 
     async def __aenter__(self) -> Self:
@@ -72,3 +91,4 @@ class Carriage:
             await self.deliveries.close()
         if self.carrier is not None:
             await self.carrier.close()
+        await self.schedules.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from counterseal.jobs.schedule_entries import Entry
 from counterseal.jobs.scripts import Queue
 from counterseal.store.wire import Argument
 
@@ -38,4 +39,23 @@ class Carrier(Protocol):
 
     async def cancelled(self, queue: Queue, part: str) -> None:
         """Bring a job no more that was cancelled before it began. Best effort: it would not begin."""
+        ...
+
+
+class ScheduleCarrier(Protocol):
+    """What `Schedules` asks of somebody else who makes the ticks of schedules."""
+
+    active: bool
+    """Whether it is to; else it gives back those that it has."""
+
+    async def settle_all(self, *, passed_over: Collection[str] = (), full: bool = False) -> int:
+        """Tell it all that it was not told; how many it carries. Raises `CarrierUnavailable`."""
+        ...
+
+    async def settle(self, identifier: str) -> None:
+        """Tell it of a schedule that was changed. Best effort: it is told later."""
+        ...
+
+    async def removed(self, entry: Entry) -> None:
+        """Tell it of a schedule that was removed. Best effort: what it makes of it makes no job."""
         ...

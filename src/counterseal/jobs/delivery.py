@@ -20,7 +20,9 @@ from counterseal.jobs.carried import Carried
 from counterseal.jobs.delivery_signature import Signed, verify
 from counterseal.jobs.job import split_job_id
 from counterseal.jobs.qstash import PATH, Message
+from counterseal.jobs.qstash_schedule import Tick
 from counterseal.jobs.run import Middleware, Run, Workplace
+from counterseal.jobs.schedule_ticks import ScheduleTicks, Sent
 from counterseal.jobs.scripts import Leased, Queue, Result
 from counterseal.jobs.task import Task
 from counterseal.jobs.tracing import Tracing
@@ -28,6 +30,8 @@ from counterseal.store.base import Store
 from counterseal.store.keys import Keys
 
 logger = logging.getLogger(__name__)
+
+NOT_TOLD: Final = Sent()
 
 _PARKED_MS: Final = 3_600_000
 _SOON_MS: Final = 1_000
@@ -42,6 +46,7 @@ class Delivered:
     | `state` | means | is answered |
     | --- | --- | --- |
     | `completed`, `cancelled` | so it ended, now or before | 200 |
+    | `skipped` | a tick that makes no job: its schedule is paused, or there is one of it | 200 |
     | `failed` | a dead letter; so is what can't be run at all: `gone`, `other`, `malformed` | 489 |
     | `retrying` | it failed, and is to run again | 500 |
     | `parked`, `queued`, `lost`, `running`, `paused`, `full`, `early` | nothing has ended: come again | 503 |
@@ -82,8 +87,10 @@ class Deliveries:
         concurrency: int,
         middleware: Sequence[Middleware] = (),
         tracing: Tracing | None = None,
+        ticks: ScheduleTicks | None = None,
     ) -> None:
         self._store = store
+        self._ticks = ticks
         self._tracing = tracing
         self._keys = keys
         self._tasks = tasks
@@ -123,28 +130,44 @@ class Deliveries:
         self.counts.accepted += 1
         return True
 
-    async def run(self, kind: str, body: bytes) -> Delivered:
+    async def run(self, kind: str, body: bytes, sent: Sent = NOT_TOLD) -> Delivered:
         """Run the job of an accepted delivery, to its end. Two round trips, and one for each third of the lease.
 
-        Raises `StoreUnavailable`: nothing was run then, or what became of it could not be written.
+        The first delivery of a tick makes its job, with four round trips more. Raises `StoreUnavailable`: nothing was
+        run then, or what became of it could not be written.
         """
-        try:
-            message = msgspec.json.decode(body, type=Message)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return Delivered("malformed")
-        ids = split_job_id(message.id)
-        if ids is None or message.type != kind:
+        message, tick = _read(body)
+        named = message or tick
+        if named is None or named.type != kind:
             return Delivered("malformed")
         if self._closing:
-            return Delivered("queued", message.id, _SOON_MS)
+            return Delivered("queued", "" if message is None else message.id, _SOON_MS)
+        if tick is not None:
+            return await self._run_tick(tick, sent)
+        return Delivered("malformed") if message is None else await self._run(message.id, kind)
+
+    async def _run_tick(self, tick: Tick, sent: Sent) -> Delivered:
+        if self._ticks is None or not sent.message:
+            return Delivered("malformed")
+        made = await self._ticks.make(tick, sent)
+        if made.refusal:
+            return Delivered(made.refusal, made.id)
+        delivered = await self._run(made.id, tick.type)
+        # Its record is kept no longer, so it has ended.
+        return Delivered("skipped", made.id) if delivered.state == "gone" else delivered
+
+    async def _run(self, identifier: str, kind: str) -> Delivered:
+        ids = split_job_id(identifier)
+        if ids is None:
+            return Delivered("malformed")
         carried = Carried(Queue(self._store, self._keys, ids[0]))
         begun = await carried.begin(ids[1], kind, lease_ms=self._lease_ms)
         if begun.leased is None:
             if begun.refusal == "gone":
-                logger.error("the job %s of a message has no record: was it deleted or evicted?", message.id)
-            return Delivered(begun.refusal, message.id, begun.wait_ms or None)
+                logger.error("the job %s of a message has no record: was it deleted or evicted?", identifier)
+            return Delivered(begun.refusal, identifier, begun.wait_ms or None)
         result = await self._ran(carried, begun.leased)
-        return await self._handed_in(carried, begun.leased, result, message.id)
+        return await self._handed_in(carried, begun.leased, result, identifier)
 
     async def close(self) -> None:
         """Let what runs end within the grace, and give the rest back, uncounted as attempts. Safe to call twice."""
@@ -242,6 +265,18 @@ class Deliveries:
             logger.warning("the result of job %s was refused: its lease had run out", whole)
             return Delivered("lost", whole, _SOON_MS)
         return Delivered(result.outcome, whole, again_ms)
+
+
+def _read(body: bytes) -> tuple[Message | None, Tick | None]:
+    """A message of a job, or what QStash makes of a schedule."""
+    try:
+        return msgspec.json.decode(body, type=Message), None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pass
+    try:
+        return None, msgspec.json.decode(body, type=Tick)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None, None
 
 
 async def _all_set(events: Sequence[asyncio.Event], seconds: float) -> None:

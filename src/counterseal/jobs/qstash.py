@@ -129,7 +129,7 @@ class QStash:
 
     def destination(self, kind: str) -> str:
         """Where jobs of a type are delivered; `sub` of their signatures."""
-        return f"{self._public_url}{PATH}/{quote(kind, safe='')}"
+        return destination(self._public_url, kind)
 
     def taking(self, queue: Queue) -> _Taking:
         """What accepts the jobs of a queue."""
@@ -224,28 +224,12 @@ class QStash:
     def _parameters(self, queue: str, record: Record, due_ms: int) -> dict[str, Any]:
         """What the client is to publish."""
         extra = _extra(record)
-        task = self._tasks.get(record.type)
-        policy = extra.retry or (task.retry if task is not None else NO_RETRY)
-        found: dict[str, Any] = {
-            "url": self.destination(record.type),
-            "body": msgspec.json.encode(Message(job_id(queue, record.part), record.type)),
-            "content_type": "application/json",
-            "retries": policy.attempts - 1,
-            "label": record.type,
-        }
-        expression = retry_delay(policy)
-        if expression is not None:
-            found["retry_delay"] = expression
+        found = job_parameters(queue, record.type, extra, self._tasks.get(record.type))
+        found["url"] = self.destination(record.type)
+        found["body"] = msgspec.json.encode(Message(job_id(queue, record.part), record.type))
         due_ms = due_ms or extra.due or 0
         if due_ms > self._store.now_ms():
             found["not_before"] = -(-due_ms // 1000)
-        limit_ms = extra.timeout
-        if limit_ms is None and task is not None and task.timeout is not None:
-            limit_ms = task.timeout // _MS
-        if limit_ms and (seconds := -(-limit_ms // 1000) + _CALL_MARGIN_S) <= _LONGEST_CALL_S:
-            found["timeout"] = seconds
-        if extra.flow is not None:
-            found["flow_control"] = _flow_control(queue, extra.flow)
         return found
 
     async def _published(self, parameters: Mapping[str, Any], unique: str) -> str | None:
@@ -323,6 +307,32 @@ class _Taking:
             if await self._carried.withdraw(record.part):
                 raise
             # It has begun: what answered for QStash was wrong.
+
+
+def destination(public_url: str, kind: str) -> str:
+    """Where jobs of a type are delivered; `sub` of their signatures."""
+    return f"{public_url}{PATH}/{quote(kind, safe='')}"
+
+
+def job_parameters(queue: str, kind: str, extra: Extra, task: Task[Any, Any] | None) -> dict[str, Any]:
+    """What the client is told of every job of this kind, by the names of its parameters."""
+    policy = extra.retry or (task.retry if task is not None else NO_RETRY)
+    found: dict[str, Any] = {
+        "content_type": "application/json",
+        "retries": policy.attempts - 1,
+        "label": kind,
+    }
+    expression = retry_delay(policy)
+    if expression is not None:
+        found["retry_delay"] = expression
+    limit_ms = extra.timeout
+    if limit_ms is None and task is not None and task.timeout is not None:
+        limit_ms = task.timeout // _MS
+    if limit_ms and (seconds := -(-limit_ms // 1000) + _CALL_MARGIN_S) <= _LONGEST_CALL_S:
+        found["timeout"] = seconds
+    if extra.flow is not None:
+        found["flow_control"] = _flow_control(queue, extra.flow)
+    return found
 
 
 def retry_delay(policy: Retry) -> str | None:

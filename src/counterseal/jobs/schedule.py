@@ -25,6 +25,7 @@ MOST_PREVIEWED: Final = 1_000
 _ID: Final = re.compile(r"[A-Za-z0-9._-]{1,96}")
 _DAY: Final = timedelta(days=1)
 _MINUTE_MS: Final = 60_000
+_TEN_YEARS_MS: Final = 10 * 366 * 86_400_000
 
 
 class Missed(StrEnum):
@@ -112,12 +113,12 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
     def next_after(self, moment_ms: int) -> int:
         """The first tick after a moment, both in milliseconds since 1970."""
-        delay = self._delay_ms
+        delay = self.delay_ms
         return self.when.next_after(moment_ms - delay, seed=self.id) + delay
 
     def between(self, from_ms: int, to_ms: int, limit: int) -> list[int]:
         """The ticks after `from_ms` and not after `to_ms`, the first `limit` of them."""
-        delay = self._delay_ms
+        delay = self.delay_ms
         ticks = self.when.between(from_ms - delay, to_ms - delay, limit, seed=self.id)
         return [tick + delay for tick in ticks]
 
@@ -128,7 +129,8 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
         return sha256(to_text(msgspec.to_builtins(declared, order="sorted"))).hexdigest()[:32]
 
     @property
-    def _delay_ms(self) -> int:
+    def delay_ms(self) -> int:
+        """By how much `spread` delays every tick."""
         spread = self.spread // MS
         return place(self.id, "spread", spread) if spread else 0
 
@@ -184,6 +186,11 @@ def preview(schedule: Schedule, from_ms: int, count: int) -> list[int]:
         from_ms = schedule.next_after(from_ms)
         ticks.append(from_ms)
     return ticks
+
+
+def latest(schedule: Schedule, until_ms: int) -> int | None:
+    """The last tick that is not after a moment, within ten years before it."""
+    return next(iter(_latest(schedule, until_ms - _TEN_YEARS_MS, until_ms, 1)), None)
 
 
 def tick_key(schedule_id: str, tick_ms: int) -> str:

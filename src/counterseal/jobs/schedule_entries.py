@@ -2,14 +2,16 @@
 
 An entry is a line, its head, and what `write_schedule` wrote. The head is four words: a random name for this version of
 the entry, the moment up to which its ticks have been dealt with, the last tick that was fired (0 for none), and the
-source, which is whose code declares it, or `-`. Whoever changes an entry shows the head that it has read.
+source, which is whose code declares it, or `-`. Three more follow when somebody else than a scheduler makes its ticks,
+or has made the last one: the id that it has there, what was told of it there, and the part of the id of the last job;
+each may be `-`. Whoever changes an entry shows the head that it has read.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from counterseal.core.errors import CodecError
@@ -26,8 +28,24 @@ _CLAIM: Final = load_script("counterseal.jobs", "schedule_claim")
 _ADVANCE: Final = load_script("counterseal.jobs", "schedule_advance")
 _WRITE: Final = load_script("counterseal.jobs", "schedule_write")
 
+_NONE: Final = "-"
 _MOST_PAST: Final = 20
 _WHATEVER: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Who else makes the ticks of a schedule: the id that it has there, '' for a scheduler, and what was told there.
+
+    `part` is that of the id of the last job, when that came of a tick made there.
+    """
+
+    id: str = ""
+    told: str = ""
+    part: str = ""
+
+
+NOT_CARRIED: Final = Carried()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +59,7 @@ class Entry:
     source: str
     schedule: Schedule | None
     fault: str = ""
+    carried: Carried = NOT_CARRIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +100,16 @@ class Change:
     last_ms: int = 0
     fired_ms: int = 0
     source: str = NO_SOURCE
+    carried: Carried = NOT_CARRIED
 
     def arguments(self) -> list[Argument]:
         """The four arguments of the script."""
         expected = "" if self.before is None else self.before.head if self.before.schedule else _WHATEVER
         if self.schedule is None:
             return [self.id, expected, "", ""]
-        head = new_head(self.last_ms, self.fired_ms, self.source)
-        due = "" if self.schedule.paused else str(self.schedule.next_after(self.last_ms))
+        head = new_head(self.last_ms, self.fired_ms, self.source, self.carried)
+        waits = self.schedule.paused or self.carried.id
+        due = "" if waits else str(self.schedule.next_after(self.last_ms))
         return [self.id, expected, f"{head}\n".encode() + write_schedule(self.schedule), due]
 
 
@@ -126,6 +147,15 @@ class Entries:
         arguments: list[Argument] = []
         for entry, last_ms, fired_ms, next_ms in items:
             arguments += (entry.id, entry.head, new_head(last_ms, fired_ms, entry.source), next_ms)
+        return await self._advance(arguments)
+
+    async def fired(self, entry: Entry, fired_ms: int, part: str) -> bool:
+        """Note the last tick of an entry and the part of its job, made by a delivery; whether it was the same."""
+        carried = replace(entry.carried, part=part)
+        head = new_head(entry.last_ms, max(fired_ms, entry.fired_ms), entry.source, carried)
+        return all(await self._advance([entry.id, entry.head, head, ""]))
+
+    async def _advance(self, arguments: Sequence[Argument]) -> list[bool]:
         reply = await self.store.run(
             _ADVANCE, schedules=self.keys.schedules(), next=self.keys.schedules_next(), items=arguments
         )
@@ -167,9 +197,12 @@ class Entries:
         return entries, sets
 
 
-def new_head(last_ms: int, fired_ms: int, source: str) -> str:
+def new_head(last_ms: int, fired_ms: int, source: str, carried: Carried = NOT_CARRIED) -> str:
     """The head of an entry that is written now."""
-    return f"{secrets.token_hex(6)} {last_ms} {fired_ms} {source}"
+    head = f"{secrets.token_hex(6)} {last_ms} {fired_ms} {source}"
+    if carried == NOT_CARRIED:
+        return head
+    return " ".join((head, *(word or _NONE for word in (carried.id, carried.told, carried.part))))
 
 
 def read_entry(identifier: Reply, value: Reply) -> Entry:
@@ -179,15 +212,16 @@ def read_entry(identifier: Reply, value: Reply) -> Entry:
     line, _, definition = data.partition(b"\n")
     head = line.decode(errors="replace")
     try:
-        _, last_ms, fired_ms, source = head.split(" ")
+        _, last_ms, fired_ms, source, *others = head.split(" ")
         last, fired = int(last_ms), int(fired_ms)
-    except ValueError:
+        carried = Carried(*("" if word == _NONE else word for word in others))
+    except (ValueError, TypeError):
         return Entry(name, head, 0, 0, NO_SOURCE, None, "it does not begin with a head of four words")
     try:
-        schedule = read_schedule(definition, key=name)
-    except CodecError as fault:
-        return Entry(name, head, last, fired, source, None, str(fault))
-    return Entry(name, head, last, fired, source, schedule)
+        schedule, fault = read_schedule(definition, key=name), ""
+    except CodecError as unread:
+        schedule, fault = None, str(unread)
+    return Entry(name, head, last, fired, source, schedule, fault, carried)
 
 
 def _read_set(line: Reply) -> CodeSet | None:

@@ -16,11 +16,12 @@ from typing import Any, Final, Self
 
 from counterseal.core.background import Background, full_jitter, wait_for_event
 from counterseal.core.complaints import Complaints
-from counterseal.core.errors import CountersealError, StoreError, StoreUnavailable
+from counterseal.core.errors import CarrierUnavailable, CountersealError, StoreError, StoreUnavailable
 from counterseal.jobs.schedule import Due, due
-from counterseal.jobs.schedule_entries import Claim, Entry
+from counterseal.jobs.schedule_code import SEEN_EVERY_MS, ScheduleCode
+from counterseal.jobs.schedule_entries import Entry
 from counterseal.jobs.schedule_job import call_of
-from counterseal.jobs.schedules import Schedules, is_held_back, set_name
+from counterseal.jobs.schedules import Schedules
 from counterseal.jobs.task import Call
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
@@ -31,8 +32,8 @@ LEASE: Final = timedelta(seconds=5)
 LOOK: Final = timedelta(seconds=60)
 LOOK_UNTOLD: Final = timedelta(seconds=5)
 
+_OVERLAP: Final = timedelta(minutes=15)
 _AT_ONCE: Final = 100
-_SEEN_EVERY_MS: Final = 30_000
 _MS: Final = timedelta(milliseconds=1)
 
 _Ready = tuple[Entry, Due, int]
@@ -52,17 +53,18 @@ class Scheduler:
         self._schedules = schedules
         self._entries = schedules.entries
         self._channel = keys.schedules_changed()
-        self._names = {source: set_name(declared) for source, declared in schedules.code.items()}
-        self._pending = dict.fromkeys(schedules.code)
-        """The sources that are to be reconciled."""
-        self._held_back: set[str] = set()
+        self._code = ScheduleCode(schedules)
+        self._take_back_ms: int | None = 0
+        """When to see whether QStash carries what it is to carry no more; None when it does not."""
+        self._watch_until_ms = 0
         self._complaints = Complaints(logger)
         self._background = Background()
         self._wake = asyncio.Event()
         self._listening = False
 
     async def __aenter__(self) -> Self:
-        self._pending = dict.fromkeys(self._schedules.code)
+        self._code.begin()
+        self._take_back_ms = 0
         self._background.keep("listen to changes of schedules", self._listen)
         self._background.keep("make the jobs of schedules", self._run)
         return self
@@ -81,13 +83,15 @@ class Scheduler:
 
         Raises `StoreError` when Redis does not answer, or refuses.
         """
-        await self._reconcile()
+        await self._code.reconcile()
+        await self._take_back()
         next_ms: list[int] = []
         while True:
             claim = await self._entries.claim(
-                lease_ms=LEASE // _MS, most=_AT_ONCE, seen_every_ms=_SEEN_EVERY_MS, sets=self._names
+                lease_ms=LEASE // _MS, most=_AT_ONCE, seen_every_ms=SEEN_EVERY_MS, sets=self._code.names
             )
-            self._compare(claim)
+            if self._code.compare(claim.sets, self._store.now_ms()):
+                self._wake.set()
             next_ms += await self._fire(claim.entries)
             if len(claim.entries) < _AT_ONCE:
                 break
@@ -133,34 +137,24 @@ class Scheduler:
         self._listening = False
         self._wake.set()
 
-    # -- the code --------------------------------------------------------------------------------------------------
+    async def _take_back(self) -> None:
+        """Take back what QStash carries, when it is to carry no more: at the start, then as long as some turn up.
 
-    async def _reconcile(self) -> None:
-        for source in tuple(self._pending):
-            plan = await self._schedules.reconcile(self._schedules.code[source], source=source)
-            del self._pending[source]
-            if plan is None:
-                if source not in self._held_back:
-                    logger.info("schedules of the %s stay those of a later release that runs", source)
-                self._held_back.add(source)
-                continue
-            self._held_back.discard(source)
-            for taken in plan.taken:
-                logger.warning("the schedule %s of the code is not used: its id is taken", taken.id)
-            if plan.to_add or plan.to_change or plan.to_remove:
-                logger.info(
-                    "schedules of the %s: %d added, %d changed, %d removed",
-                    source, len(plan.to_add), len(plan.to_change), len(plan.to_remove),
-                )  # fmt: skip
-
-    def _compare(self, claim: Claim) -> None:
-        """Reconcile again in the next turn what is lost, or what nobody else has in use any more."""
-        for source, stands in claim.sets.items():
-            name, now_ms = self._names[source], self._store.now_ms()
-            if stands is None or (stands.name != name and not is_held_back(stands, name, now_ms)):
-                # One that stands in place of this one, and has it not among its past, comes from an empty store.
-                self._pending[source] = None
-                self._wake.set()
+        Processes that still have the former carrier in their settings hand theirs over again.
+        """
+        now_ms = self._store.now_ms()
+        if not self._schedules.gives_back or self._take_back_ms is None or now_ms < self._take_back_ms:
+            return
+        self._take_back_ms = now_ms + LOOK // _MS
+        try:
+            had = await self._schedules.carry()
+        except CarrierUnavailable as fault:
+            self._complaints.tell("schedules can't be taken back from QStash yet: %s", fault, now_ms=now_ms)
+            return
+        if had:
+            self._watch_until_ms = now_ms + _OVERLAP // _MS
+        elif now_ms >= self._watch_until_ms:
+            self._take_back_ms = None
 
     # -- ticks -----------------------------------------------------------------------------------------------------
 

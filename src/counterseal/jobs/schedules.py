@@ -7,8 +7,8 @@ and belong to a source, an application or counterseal itself; what one source de
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Final, TypeAlias
@@ -17,6 +17,7 @@ import msgspec
 
 from counterseal.core.codec import from_text, to_text
 from counterseal.core.errors import ArgumentInvalid, ConfigurationError, StoreBusy, UnknownName
+from counterseal.jobs.carrier import ScheduleCarrier
 from counterseal.jobs.job import job_id, moment
 from counterseal.jobs.schedule import (
     Origin,
@@ -25,7 +26,7 @@ from counterseal.jobs.schedule import (
     preview,
     reconcile,
 )
-from counterseal.jobs.schedule_entries import NO_SOURCE, Change, CodeSet, Entries, Entry
+from counterseal.jobs.schedule_entries import NO_SOURCE, Carried, Change, CodeSet, Entries, Entry
 from counterseal.jobs.schedule_job import (
     call_of,
     read_options,
@@ -43,6 +44,8 @@ logger = logging.getLogger(__name__)
 
 APPLICATION: Final = "application"
 PRODUCT: Final = "counterseal"
+SCHEDULER: Final = "scheduler"
+QSTASH: Final = "qstash"
 
 LEAST_GRACE: Final = timedelta(seconds=15)
 """A tick may come so late when a scheduler was killed in the middle of it, or a message got lost."""
@@ -59,7 +62,8 @@ class ScheduleStatus:
     """A stored schedule and where it stands.
 
     `source` is whose code declares it (`application` or `counterseal`), None when it was made by `put`. `next` is None
-    while it is paused; `last` is the last tick that was fired, and `last_job` the id of its job.
+    while it is paused; `last` is the last tick that was fired, and `last_job` the id of its job. `carrier` makes the
+    ticks: `scheduler`, or `qstash`.
     """
 
     schedule: Schedule
@@ -67,6 +71,7 @@ class ScheduleStatus:
     next: datetime | None
     last: datetime | None
     last_job: str | None
+    carrier: str = SCHEDULER
 
 
 class Schedules:
@@ -77,10 +82,17 @@ class Schedules:
     """
 
     def __init__(
-        self, store: Store, *, keys: Keys, jobs: Jobs, code: Mapping[str, Iterable[Schedule]]
+        self,
+        store: Store,
+        *,
+        keys: Keys,
+        jobs: Jobs,
+        code: Mapping[str, Iterable[Schedule]],
+        carrier: ScheduleCarrier | None = None,
     ) -> None:
         self._store = store
         self._jobs = jobs
+        self._carrier = carrier
         self._entries = Entries(store, keys)
         faults: list[str] = []
         self.code: Code = {
@@ -94,6 +106,20 @@ class Schedules:
     def entries(self) -> Entries:
         """What is stored; for the scheduler."""
         return self._entries
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether schedules are taken back that somebody else makes the ticks of; for the scheduler."""
+        return self._carrier is not None and not self._carrier.active
+
+    async def carry(self, *, passed_over: Collection[str] = (), full: bool = False) -> int:
+        """Have the carrier of the settings know what is stored, or give back what it has; how many it carries now.
+
+        Raises `CarrierUnavailable` when something could not be told; it is by the next call.
+        """
+        if self._carrier is None:
+            return 0
+        return await self._carrier.settle_all(passed_over=passed_over, full=full)
 
     async def put(self, schedule: Schedule) -> ScheduleStatus:
         """Make a schedule, or change the one with its id, which keeps its pause. Two round trips.
@@ -134,6 +160,8 @@ class Schedules:
             if entry is None:
                 return False
             if await self._entries.write([Change(identifier, entry)]):
+                if self._carrier is not None:
+                    await self._carrier.removed(entry)
                 return True
         raise _busy(identifier)
 
@@ -256,7 +284,12 @@ class Schedules:
             if wanted.schedule is None:
                 raise _unknown(identifier)
             if await self._entries.write([wanted]):
-                return self._told(wanted.schedule, wanted.source, wanted.fired_ms)
+                if self._carrier is None or not (self._carrier.active or wanted.carried.id):
+                    return self._told(wanted.schedule, wanted.source, wanted.fired_ms, wanted.carried)
+                await self._carrier.settle(identifier)
+                entry = await self._entries.get(identifier)
+                carried = wanted.carried if entry is None else entry.carried
+                return self._told(wanted.schedule, wanted.source, wanted.fired_ms, carried)
         raise _busy(identifier)
 
     async def _set_paused(self, identifier: str, *, paused: bool) -> ScheduleStatus:
@@ -265,7 +298,9 @@ class Schedules:
                 return Change(identifier, before)
             last_ms = before.last_ms if before.schedule.paused is paused else self._store.now_ms()
             schedule = msgspec.structs.replace(before.schedule, paused=paused)
-            return Change(identifier, before, schedule, last_ms, before.fired_ms, before.source)
+            return Change(
+                identifier, before, schedule, last_ms, before.fired_ms, before.source, before.carried
+            )
 
         return await self._change(identifier, change)
 
@@ -279,9 +314,9 @@ class Schedules:
         if entry.schedule is None:
             logger.error("the schedule %s can't be read: %s", entry.id, entry.fault)
             return None
-        return self._told(entry.schedule, entry.source, entry.fired_ms)
+        return self._told(entry.schedule, entry.source, entry.fired_ms, entry.carried)
 
-    def _told(self, schedule: Schedule, source: str, fired_ms: int) -> ScheduleStatus:
+    def _told(self, schedule: Schedule, source: str, fired_ms: int, carried: Carried) -> ScheduleStatus:
         next_ms = None if schedule.paused else schedule.next_after(self._store.now_ms())
         queue = schedule.options.get("queue", DEFAULT_QUEUE)
         return ScheduleStatus(
@@ -289,7 +324,8 @@ class Schedules:
             None if source == NO_SOURCE else source,
             None if next_ms is None else moment(next_ms),
             moment(fired_ms) if fired_ms else None,
-            job_id(queue, tick_part(schedule.id, fired_ms)) if fired_ms else None,
+            job_id(queue, carried.part or tick_part(schedule.id, fired_ms)) if fired_ms else None,
+            QSTASH if carried.id else SCHEDULER,
         )
 
 
@@ -317,7 +353,8 @@ def _changed(wanted: Schedule, before: Entry | None, source: str, now_ms: int) -
     paused = wanted.paused or old.paused
     wanted = msgspec.structs.replace(wanted, paused=paused)
     last_ms = before.last_ms if same and not paused else now_ms
-    return Change(wanted.id, before, wanted, last_ms, before.fired_ms if same else 0, source)
+    carried = before.carried if same else replace(before.carried, part="")
+    return Change(wanted.id, before, wanted, last_ms, before.fired_ms if same else 0, source, carried)
 
 
 def _as_seen_by(source: str, entries: Iterable[Entry]) -> list[Schedule]:

@@ -13,11 +13,13 @@ from starlette.responses import Response
 from counterseal.app import Counterseal
 from counterseal.jobs.delivery import Delivered
 from counterseal.jobs.qstash import PATH
+from counterseal.jobs.schedule_ticks import Sent
 from counterseal.web.problems import MEDIA_TYPE, Problem
 
 LONGEST_BODY: Final = 4096
 """A message names its job; it has no arguments."""
 
+LONGEST_ID: Final = 256
 SIGNATURE: Final = "Upstash-Signature"
 NON_RETRYABLE: Final = 489
 
@@ -59,7 +61,7 @@ def install_jobs(app: FastAPI, seal: Counterseal) -> None:
                 "A delivery that is signed for this URL and this body is needed, and that has not come before.",
                 headers={"WWW-Authenticate": SIGNATURE},
             )
-        return _answer(await deliveries.run(kind, body))
+        return _answer(await deliveries.run(kind, body, _sent(request)))
 
 
 def _target(request: Request) -> str:
@@ -70,9 +72,19 @@ def _target(request: Request) -> str:
     return f"/{rest}" + (f"?{query.decode('latin-1')}" if query else "")
 
 
+def _sent(request: Request) -> Sent:
+    """What QStash says of a message besides its body."""
+    headers = request.headers
+    return Sent(
+        headers.get("Upstash-Message-Id", "")[:LONGEST_ID],
+        headers.get("Upstash-Schedule-Id", "")[:LONGEST_ID],
+        retried=headers.get("Upstash-Retried", "0") != "0",
+    )
+
+
 def _answer(delivered: Delivered) -> Response:
     headers = {"Cache-Control": "no-store"}
-    if delivered.state in ("completed", "cancelled"):
+    if delivered.state in ("completed", "cancelled", "skipped"):
         said: dict[str, Any] = {"id": delivered.id, "state": delivered.state}
         return Response(msgspec.json.encode(said), 200, headers, media_type="application/json")
     status, detail = _SENTENCES[delivered.state]
