@@ -75,7 +75,11 @@ class Intake:
             self._turn = True
             asyncio.get_running_loop().call_soon(self._end_turn)
             if not self._tasks:
-                return await self._one(job)
+                part, kind, priority, args, extra = job
+                if extra or self._min_replicas:
+                    return (await self._accepted(job))[0]
+                await self._queue.enqueue_one(str(part), str(kind), str(priority), cast("bytes", args))
+                return ""
         load = self._load
         if load is None:
             load = self._load = _Load([], 0)
@@ -87,13 +91,6 @@ class Intake:
             self._load = None
             self._send(load)
         return await future
-
-    async def _one(self, job: Sequence[Argument]) -> str:
-        part, kind, priority, args, extra = job
-        if extra or self._min_replicas:
-            return (await self._accepted(job))[0]
-        await self._queue.enqueue_one(str(part), str(kind), str(priority), cast("bytes", args))
-        return ""
 
     async def add_many(self, jobs: Sequence[Argument]) -> list[str]:
         """Accept many jobs, five arguments each, in calls of 250 that leave together: one round trip.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 from counterseal.core.errors import CodecError, NotReplicated, StoreError
 from counterseal.jobs.job import read_holder
@@ -107,13 +107,13 @@ class Queue:
         )
         return [item.decode() if isinstance(item, bytes) else "" for item in _items(reply)]
 
-    async def enqueue_one(self, part: str, kind: str, priority: str, args: bytes) -> None:
+    def enqueue_one(self, part: str, kind: str, priority: str, args: bytes) -> Awaitable[Reply]:
         """Accept a job that asks for nothing, and has a part that nobody else has."""
         spelled = self._spelled.get((kind, priority)) or self._spell(kind, priority)
         record, queue, lane, ring, stats, events, prefix, head = spelled
         now_ms = self.store.now_ms()
         text = b"%b%d\n\n%b" % (head, now_ms, args)
-        await self.store.run_in_order(
+        return self.store.run_in_order(
             _ENQUEUE_ONE, queue, record + part, lane, ring, stats, events, prefix, part, kind, now_ms, text
         )
 
@@ -330,14 +330,14 @@ class Queue:
         )
 
     def _leased(self, item: Reply) -> Leased:
-        match item:
-            case [bytes(part), bytes(entry), bytes(record)]:
-                # As the script wrote it: type, priority, flow, unique, queued_ms, extra, args.
-                kind, _, _, _, queued_ms, extra, args = record[1:].split(b"\n", 6)
-                _, token, attempt, _ = entry.split(b" ", 3)
-                return Leased(part.decode(), token, int(attempt), kind.decode(), extra, args, int(queued_ms))
-            case _:
-                raise CodecError("a leased job can't be read", key=self.prefix)
+        """As the script wrote it. It is run for every job."""
+        try:
+            part, entry, record = cast("list[bytes]", item)
+            kind, _, _, _, queued_ms, extra, args = record[1:].split(b"\n", 6)
+            _, token, attempt, _ = entry.split(b" ", 3)
+            return Leased(part.decode(), token, int(attempt), kind.decode(), extra, args, int(queued_ms))
+        except (TypeError, ValueError, AttributeError) as fault:
+            raise CodecError("a leased job can't be read", key=self.prefix) from fault
 
 
 def _items(reply: Reply) -> list[Reply]:
