@@ -28,7 +28,7 @@ from counterseal.jobs.dead_letters import retry_letters
 from counterseal.jobs.job import State, read_job
 from counterseal.jobs.options import Flow, Options, write_extra
 from counterseal.jobs.scripts import MOST_LOST, Leased, Queue, Result
-from counterseal.store.keys import Keys
+from counterseal.store.keys import JOB_DEAD_TTL, Keys
 from counterseal.store.valkey import NativeStore
 from support.servers import Server
 from support.stores import native_store
@@ -36,7 +36,10 @@ from support.waiting import eventually
 
 KEYS = Keys()
 LEASE_MS = 15_000
-KEEP_MS = 3_600_000
+KEEP_MS = 30_000
+DEAD_MS = JOB_DEAD_TTL // timedelta(milliseconds=1)
+UNIQUE_MS = 20_000
+WINDOW_MS = 10_000
 PERIOD_MS = 1000
 FLOWS = {"a": (1, 0), "b": (0, 2), "c": (2, 3)}
 """Parallelism and rate by key; 0 is none."""
@@ -71,6 +74,8 @@ class Known:
     parked: bool = False
     asked: bool = False
     letter: bool = False
+    held_until: int = 0
+    kept_until: int = 0
 
 
 class Life(RuleBasedStateMachine):
@@ -86,6 +91,7 @@ class Life(RuleBasedStateMachine):
         self.store.now_ms = lambda: self.now  # type: ignore[method-assign]
         self.queue = Queue(self.store, KEYS, f"life{next(numbers)}")
         self.jobs: dict[str, Known] = {}
+        self.dedup: dict[str, tuple[str, int]] = {}
         self.leases: list[Leased] = []
         self.calls = Counter[str]()
         self.last: dict[str, list[Leased]] = {}
@@ -112,9 +118,12 @@ class Life(RuleBasedStateMachine):
         delay=st.sampled_from([0, 0, 500, 20_000]),
         flow=flows,
         unique=st.sampled_from([None, None, "u", "v"]),
+        dedup=st.sampled_from([None, None, None, "d"]),
         many=st.integers(1, 3),
     )
-    def enqueue(self, priority: int, delay: int, flow: str | None, unique: str | None, many: int) -> None:
+    def enqueue(
+        self, *, priority: int, delay: int, flow: str | None, unique: str | None, dedup: str | None, many: int
+    ) -> None:
         arguments: list[Any] = []
         expected: list[str] = []
         for _ in range(many):
@@ -123,21 +132,27 @@ class Life(RuleBasedStateMachine):
             options = Options(
                 delay=timedelta(milliseconds=delay),
                 unique=unique,
+                unique_ttl=timedelta(milliseconds=UNIQUE_MS),
+                dedup_id=dedup,
+                dedup_window=timedelta(milliseconds=WINDOW_MS),
                 flow=Flow(flow, most or None, rate or None, timedelta(milliseconds=PERIOD_MS))
                 if flow
                 else None,
             )
             arguments += [part, "t", str(priority), b"1:{}", write_extra(options.stored(self.now))]
-            held = [
-                n
-                for n, job in self.jobs.items()
-                if unique and job.unique == unique and job.state not in TERMINAL
-            ]
+            held = [self.dedup[dedup][0]] if dedup and self.dedup.get(dedup, ("", 0))[1] > self.now else []
+            held += [n for n, job in self.jobs.items() if unique and self._holds(job, unique)]
             expected.append(held[0] if held else "")
             if not held:
                 state = State.SCHEDULED if delay else State.QUEUED
-                self.jobs[part] = Known(priority, flow, unique, state, due=self.now + delay)
+                until = self.now + UNIQUE_MS
+                self.jobs[part] = Known(priority, flow, unique, state, due=self.now + delay, held_until=until)
+                if dedup:
+                    self.dedup[dedup] = (part, self.now + WINDOW_MS)
         assert self.run(self.queue.enqueue(arguments)) == expected
+
+    def _holds(self, job: Known, unique: str) -> bool:
+        return job.unique == unique and job.state not in TERMINAL and job.held_until > self.now
 
     # -- what is done ------------------------------------------------------------------------------------------------
 
@@ -149,9 +164,9 @@ class Life(RuleBasedStateMachine):
             elif job.state is State.RUNNING and job.until <= self.now:
                 job.lost += 1
                 if job.asked:
-                    job.state, job.asked = State.CANCELLED, False
+                    job.state, job.asked, job.kept_until = State.CANCELLED, False, self.now + DEAD_MS
                 elif job.lost >= MOST_LOST:
-                    job.state, job.letter = State.FAILED, True
+                    job.state, job.letter, job.kept_until = State.FAILED, True, self.now + DEAD_MS
                 else:
                     job.state = State.QUEUED
 
@@ -223,7 +238,7 @@ class Life(RuleBasedStateMachine):
         job = self.jobs.get(leased.part)
         held = job is not None and job.state is State.RUNNING and job.token == int(leased.token)
         text = {"completed": b"1", "cancelled": b"why"}.get(outcome, b'["E","",""]')
-        ms = {"retrying": 700, "parked": 1}.get(outcome, KEEP_MS)
+        ms = {"retrying": 700, "parked": 1, "failed": DEAD_MS}.get(outcome, KEEP_MS)
         result = Result(leased.part, leased.token, outcome, ms, 5, text)
         answers = self.run(self.queue.finish([result, result] if twice else [result]))
         if job is None or not held:
@@ -231,7 +246,7 @@ class Life(RuleBasedStateMachine):
             return
         assert answers[0]
         if outcome in ("retrying", "queued", "parked") and job.asked:
-            outcome = "cancelled"
+            outcome, ms = "cancelled", 86_400_000
         job.asked = False
         if outcome == "retrying":
             job.state, job.due = State.RETRYING, self.now + ms
@@ -240,7 +255,7 @@ class Life(RuleBasedStateMachine):
             job.parked = outcome == "parked"
             job.attempt -= 1
         else:
-            job.state = State(outcome)
+            job.state, job.kept_until = State(outcome), self.now + ms
             job.letter = outcome == "failed"
 
     @staticmethod
@@ -298,10 +313,10 @@ class Life(RuleBasedStateMachine):
             assert answer == "asked"
             job.asked = True
         elif job.state in TERMINAL:
-            assert answer == job.state
+            assert answer == (job.state if job.kept_until > self.now else None)
         else:
             assert answer == "cancelled"
-            job.state, job.parked = State.CANCELLED, False
+            job.state, job.parked, job.kept_until = State.CANCELLED, False, self.now + KEEP_MS
 
     @rule(paused=st.booleans())
     def pause(self, paused: bool) -> None:
@@ -327,7 +342,7 @@ class Life(RuleBasedStateMachine):
                 job.letter = False
                 self.jobs[f"{part}-gone"] = job  # it still counts as failed
             else:
-                job.state, job.parked = State.CANCELLED, False
+                job.state, job.parked, job.kept_until = State.CANCELLED, False, self.now + KEEP_MS
             return
         new = f"j{len(self.jobs)}r"
         ((_, answer),) = self.run(retry_letters(self.queue, [part], new_part=lambda: new))
@@ -342,7 +357,7 @@ class Life(RuleBasedStateMachine):
     @rule(schema=st.integers(0, 2))
     def unpark(self, schema: int) -> None:
         parked = [job for job in self.jobs.values() if job.parked and schema >= 1]
-        assert self.run(self.queue.unpark("t", schema, count=100)) == len(parked)
+        assert self.run(self.queue.unpark({"t": schema}, count=100)) == len(parked)
         for job in parked:
             job.state, job.parked = State.QUEUED, False
 
@@ -381,7 +396,11 @@ class Life(RuleBasedStateMachine):
         replies = self.run(self.queue.read(parts)) if parts else []
         for part, reply in zip(parts, replies, strict=True):
             job, found = self.jobs[part], read_job(self.queue.name, part, reply)
+            if job.state in TERMINAL and job.kept_until <= self.now:
+                assert found is None, f"{part} is kept too long"
+                continue
             assert found is not None, f"{part} is lost"
+            assert found.holds_unique == bool(job.unique and self._holds(job, job.unique)), part
             assert (found.state, found.parked) == (job.state, job.parked), part
             assert (found.attempt, found.lost) == (job.attempt, job.lost), part
 

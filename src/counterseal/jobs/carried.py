@@ -190,7 +190,7 @@ def _record(part: str, record: bytes) -> Record:
 def _overdue(item: Reply) -> Overdue:
     match item:
         case [bytes(part), bytes(record), bytes(entry), bytes(message)]:
-            state, _, _, _, ms = entry.partition(b"\n")[0].split(b" ")
+            state, _, _, _, ms, *_ = entry.partition(b"\n")[0].split(b" ")
             return Overdue(_record(part.decode(), record), state.decode(), int(ms), message.decode())
         case _:
             raise CodecError("a carried job can't be read")

@@ -197,7 +197,7 @@ def _job(queue: str, part: str, record: bytes, beside: Sequence[Reply]) -> Job |
             known["reason"] = rest[2].decode()
     else:
         words, _, error = (entry if isinstance(entry, bytes) else b"queued 0 0 0 0").partition(b"\n")
-        name, _, attempt, lost, at_ms = words.split(b" ")
+        name, _, attempt, lost, at_ms, *_ = words.split(b" ")
         attempt, lost = int(attempt), int(lost)
         known["parked"] = name == b"parked"
         state = State.RETRYING if known["parked"] else State(name.decode())

@@ -24,6 +24,9 @@ from counterseal.store.scripts import load_script
 from counterseal.store.wire import Reply, raised
 
 _OVERVIEW: Final = load_script("counterseal.jobs", "overview")
+_RECOUNT: Final = load_script("counterseal.jobs", "recount")
+_MOST_RECOUNTED: Final = 5_000
+"""So many jobs one call counts again: Redis serves nobody else for some milliseconds meanwhile."""
 _MINUTES_OF_HOUR: Final = 60
 _MINUTE_MS: Final = 60_000
 
@@ -56,12 +59,13 @@ class Tally:
         found: list[QueueStats] = []
         for name, (settings, running, delayed, parked, dead, oldest_ms), types in await self._overviews():
             parallelism = settings.get("parallelism")
+            queued = sum(counters.get("queued", 0) for counters in types.values())
             found.append(
                 QueueStats(
                     queue=name,
                     paused="paused" in settings,
                     parallelism=parallelism,
-                    queued=sum(counters.get("queued", 0) for counters in types.values()),
+                    queued=max(0, queued - settings.get("uncounted_queued", 0)),
                     running=running,
                     delayed=delayed,
                     parked=parked,
@@ -112,22 +116,35 @@ class Tally:
         self,
     ) -> list[tuple[str, tuple[dict[str, int], int, int, int, int, int], Mapping[str, dict[str, int]]]]:
         names = await self.names()
-        replies = await asyncio.gather(
-            *(
-                self._store.run(
-                    _OVERVIEW,
-                    queue=self._keys.jobs_queue(name),
-                    prefix=self._keys.jobs_prefix(name),
-                    now_ms=self._store.now_ms(),
-                    keep_dead_ms=JOB_DEAD_TTL // timedelta(milliseconds=1),
-                )
-                for name in names
+        return list(await asyncio.gather(*map(self._overview, names)))
+
+    async def _overview(
+        self, name: str
+    ) -> tuple[str, tuple[dict[str, int], int, int, int, int, int], Mapping[str, dict[str, int]]]:
+        found = await self._look(name)
+        if "uncounted" in found[0][0]:
+            # Records were found gone, and nobody knows of which types: those that are there are counted again.
+            reply = await self._store.run(
+                _RECOUNT,
+                queue=self._keys.jobs_queue(name),
+                prefix=self._keys.jobs_prefix(name),
+                most=_MOST_RECOUNTED,
             )
+            if isinstance(reply, int) and reply >= 0:
+                found = await self._look(name)
+        return name, *found
+
+    async def _look(
+        self, name: str
+    ) -> tuple[tuple[dict[str, int], int, int, int, int, int], dict[str, dict[str, int]]]:
+        reply = await self._store.run(
+            _OVERVIEW,
+            queue=self._keys.jobs_queue(name),
+            prefix=self._keys.jobs_prefix(name),
+            now_ms=self._store.now_ms(),
+            keep_dead_ms=JOB_DEAD_TTL // timedelta(milliseconds=1),
         )
-        return [
-            (name, *_overview(reply, self._keys.jobs_queue(name)))
-            for name, reply in zip(names, replies, strict=True)
-        ]
+        return _overview(reply, self._keys.jobs_queue(name))
 
 
 async def queue_names(store: Store, keys: Keys) -> list[str]:

@@ -17,6 +17,7 @@
 | `<ns>:jobs:{<queue>}:delayed` | sorted set | none: as above | jobs that are scheduled or run again, by when they are due |
 | `<ns>:jobs:{<queue>}:running` | sorted set | none: as above | leased jobs by the end of their lease |
 | `<ns>:jobs:{<queue>}:cancel` | hash | none: an entry goes when its job ends | why running jobs shall end |
+| `<ns>:jobs:{<queue>}:left` | set | none: an entry goes when a worker passes its place | jobs that were cancelled while they were queued, and whose places still stand in lanes |
 | `<ns>:jobs:{<queue>}:parked` | sorted set | none: they wait for a release that can run them | parked jobs by when they were parked |
 | `<ns>:jobs:{<queue>}:parked:<type>` | sorted set | none: as above | the same of one type by the schema of their arguments |
 | `<ns>:jobs:{<queue>}:dead` | sorted set | none: an entry goes 30 days after its job failed | dead letters by when they failed |
@@ -85,7 +86,7 @@ RATE_LIMIT_COUNTS_TTL = timedelta(days=8)
 WITHOUT_TTL = (
     r"[^:]+:jobs:queues",
     r"[^:]+:jobs:\{schedules\}:(schedules|next)",
-    r"[^:]+:jobs:\{[^}]+\}:(queue|state|flowdue|delayed|running|cancel|parked|dead|idle|logged|events|types|carried|messages)",
+    r"[^:]+:jobs:\{[^}]+\}:(queue|state|flowdue|delayed|running|cancel|left|parked|dead|idle|logged|events|types|carried|messages)",
     r"[^:]+:jobs:\{[^}]+\}:(job|ready|ring|flow|parked|stats|times):[^:]+",
     r"[^:]+:jobs:\{[^}]+\}:lane:[^:]+:[^:]+",
     r"[^:]+:live:\{[^}]+\}",

@@ -52,11 +52,14 @@ redis.call('HSET', queue, 'time', now_text)
 
 local record = redis.call('GET', key)
 if not record then
+  if redis.call('HEXISTS', states, part) == 1 then -- somebody has deleted it
+    redis.call('HINCRBY', queue, 'uncounted', 0)
+  end
   redis.call('ZREM', prefix .. ':carried', part)
   redis.call('HDEL', prefix .. ':messages', part)
   return { 'gone' }
 end
-local code, type, _, flow, unique, queued, extra =
+local code, type, priority, flow, unique, queued, extra =
   string.match(record, '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(%d+)\n([^\n]*)')
 if type ~= kind then
   return { 'other' }
@@ -135,9 +138,18 @@ if state == 'parked' then
 elseif state == 'retrying' then
   redis.call('HINCRBY', queue, 'retrying', -1)
 end
--- A job that came back by another way may stand among those that are due; its place in a lane is passed over.
+-- A job that came back by another way may stand among those that are due, or in a lane.
 redis.call('ZREM', prefix .. ':delayed', part)
+if state == 'queued' then
+  local lane = flow == '' and prefix .. ':ready:' .. priority or prefix .. ':lane:' .. priority .. ':' .. flow
+  if redis.call('LREM', lane, 0, part) > 0 and flow == '' and redis.call('EXISTS', lane) == 0 then
+    redis.call('LREM', prefix .. ':ring:' .. priority, 0, '')
+  end
+end
 token, attempt = token + 1, attempt + 1
+if flow ~= '' then
+  error = ' ' .. flow .. (string.match(error, '\n.*$') or '')
+end
 entry = 'running ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text .. error
 redis.call('HSET', states, part, entry)
 redis.call('ZADD', running, whole(now + lease_ms), part)

@@ -2,8 +2,8 @@
 -- keys: queue
 -- args: prefix now_ms part reason keep_ms
 -- returns: `cancelled`, `asked` when it runs, the state of a job that has ended, or nil when there is none
--- ttl: a record that ends here, with its logs, a second after keep_ms; recent 30 days; rates 2 days; a flow that rests by
---   its period
+-- ttl: a record that ends here, with its logs, a second after keep_ms; recent 30 days; rates 2 days; a flow that rests
+--   by its period
 local prefix, now, part, reason, keep_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local key, states = prefix .. ':job:' .. part, prefix .. ':state'
 
@@ -13,6 +13,9 @@ if stored and tonumber(stored) > now then
 end
 local record = redis.call('GET', key)
 if not record then
+  if redis.call('HEXISTS', states, part) == 1 then -- somebody has deleted it
+    redis.call('HINCRBY', KEYS[1], 'uncounted', 0)
+  end
   return nil
 end
 local code, type, _, flow, unique = string.match(record, '^(.)([^\n]*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n')
@@ -32,7 +35,10 @@ if state == 'running' then
 end
 
 local now_text = string.format('%.0f', now)
--- Its place in a lane stays, and is passed over.
+-- Its place in a lane stays, and is passed over, also when its record is kept no more.
+if state == 'queued' and not redis.call('ZSCORE', prefix .. ':carried', part) then
+  redis.call('SADD', prefix .. ':left', part)
+end
 redis.call('SET', key, 'x' .. string.sub(record, 2) .. '\n' .. token .. ' ' .. attempt .. ' ' .. lost .. ' '
   .. (state == 'running' and ms or '0') .. ' ' .. now_text .. ' 0 ' .. keep_ms .. '\n' .. reason,
   'PX', string.format('%.0f', keep_ms + 1000))

@@ -47,6 +47,8 @@ for i = 6, #ARGV do
       redis.pcall('PUBLISH', prefix .. ':ended', part .. ' cancelled')
       redis.pcall('XADD', prefix .. ':events', 'MAXLEN', '~', 2000, '*', 'left', part .. ' cancelled')
       done = done + 1
+    else -- somebody has deleted it
+      redis.call('HINCRBY', KEYS[1], 'uncounted', 0)
     end
   end
 end

@@ -71,6 +71,7 @@ local records, entries = redis.call('MGET', unpack(names)), redis.call('HMGET', 
 
 local answers, removed, cleared, told, changes, recent, seen = {}, {}, {}, {}, {}, {}, {}
 local of_type, of, of_ms, later
+local gone = 0
 for n = 1, #parts do
   local i = n * 6 - 3
   local part, token, outcome, ms, run_us, text = unpack(ARGV, i, i + 5)
@@ -82,7 +83,17 @@ for n = 1, #parts do
       outcome, ms, text = 'cancelled', CANCELLED_MS, reason
     end
   end
-  if not record or current ~= token or state ~= 'running' or seen[part] then
+  if not record and state == 'running' and current == token and not seen[part] then -- somebody has deleted it
+    answers[n] = 0
+    gone = gone + 1
+    seen[part] = true
+    removed[#removed + 1] = part
+    cleared[#cleared + 1] = part
+    local flow = string.match(entries[n], '^%a+ %d+ %d+ %d+ %d+ ([^ \n]+)')
+    if flow then
+      leave_flow(flow)
+    end
+  elseif not record or current ~= token or state ~= 'running' or seen[part] then
     -- The same result may come twice, when the first answer got lost.
     local again = record and state == nil and CODES[outcome] == string.sub(record, 1, 1)
       and string.match(record, '\n(%d+) %d+ %d+ %d+ %d+ [%d ]+\n[^\n]*$') == token
@@ -183,6 +194,10 @@ for type, of_type_now in pairs(counts) do
     local name = string.match(field, '^r%-?%d') and ':times:' or ':stats:'
     redis.pcall('HINCRBY', prefix .. name .. type, field, number)
   end
+end
+if gone > 0 then -- the counters of their types are too high until somebody counts again
+  redis.pcall('HINCRBY', queue, 'gone', gone)
+  redis.pcall('HINCRBY', queue, 'uncounted', gone)
 end
 if #recent > 0 then
   local hour = prefix .. ':rate:' .. math.floor(now / 3600000)

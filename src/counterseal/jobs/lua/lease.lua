@@ -3,18 +3,18 @@
 -- args: prefix now_ms lease_ms room worker call most_lost lost_error keep_dead_ms idle
 -- returns: a list of leased jobs, the milliseconds until something is due (-1 when nothing is), the number of
 --   records that were gone, and when the last of the parked jobs was parked (0: there is none). After 4 MB of records,
---   or some thousand places that are passed over, it stops, and what is left is due at once. A job is part, state entry,
---   record; the token in the entry fences its result.
+--   or some thousand places that are passed over, it stops, and what is left is due at once. A job is part, state
+--   entry, record; the token in the entry fences its result.
 -- ttl: held by lease_ms; records that fail here a second after keep_dead_ms; a flow that rests by its period; recent 30
 --   days; rates 2 days
 local prefix, now, lease_ms, room = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local worker, call, most_lost, lost_error, keep_dead_ms = ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9]
 local idle = tonumber(ARGV[10]) -- free slots; -1 when nothing may be sent to it
 local queue, running, delayed, states = KEYS[1], prefix .. ':running', prefix .. ':delayed', prefix .. ':state'
-local flow_due = prefix .. ':flowdue'
+local flow_due, left = prefix .. ':flowdue', prefix .. ':left'
 local AT_ONCE, MOST_PASSED, MOST_BYTES = 200, 2000, 4 * 1024 * 1024
 local HEAD = '^p([^\n]*)\n([012])\n([^\n]*)\n([^\n]*)\n(%d+)\n[^\n]*\n' -- type, priority, flow, unique, queued_ms
-local ENTRY = '^(%a+) (%d+) (%d+) (%d+) (%d+)(.*)$' -- state, token, attempt, lost, milliseconds, error
+local ENTRY = '^(%a+) (%d+) (%d+) (%d+) (%d+)(.*)$' -- state, token, attempt, lost, milliseconds, flow and error
 
 local function whole(number)
   return string.format('%.0f', number)
@@ -90,9 +90,9 @@ end
 -- Let a flow be forgotten when it has nothing that waits or runs.
 local function rest_flow(flow)
   local key = prefix .. ':flow:' .. flow
-  local stalled, in0, in1, in2, period, left =
+  local stalled, in0, in1, in2, period, runs =
     unpack(redis.call('HMGET', key, 'stalled', 'in0', 'in1', 'in2', 'period_ms', 'running'))
-  if not (stalled or in0 or in1 or in2) and tonumber(left or '0') <= 0 then
+  if not (stalled or in0 or in1 or in2) and tonumber(runs or '0') <= 0 then
     redis.call('PEXPIRE', key, whole(tonumber(period or '0') + 60000))
   end
 end
@@ -109,7 +109,7 @@ local function leave_flow(flow)
   rest_flow(flow)
 end
 
-local gone = 0
+local gone, gone_queued = 0, 0
 local unknown = now_text .. ' 0 0 0' -- of an entry that somebody has deleted; no worker has that token
 -- What is stored of a job that has not ended: record, type, priority, flow, unique; nil when it is gone or broken.
 local function read(part)
@@ -191,6 +191,10 @@ for _, part in ipairs(redis.call('ZRANGEBYSCORE', running, '-inf', now_text, 'LI
   local state, token, attempt, lost, ms, error =
     string.match(redis.call('HGET', states, part) or 'running ' .. unknown, ENTRY)
   local record, type, priority, flow, unique = read(part)
+  local gone_flow = not type and state == 'running' and string.match(error, '^ ([^ \n]+)')
+  if gone_flow then -- it held a slot, though its record is gone
+    leave_flow(gone_flow)
+  end
   if type and state == 'running' then
     local cancel = redis.call('HGET', prefix .. ':cancel', part)
     lost = tonumber(lost) + 1
@@ -256,8 +260,17 @@ end
 local leased, leases, entries, held, mine = {}, {}, {}, {}, {}
 local bytes, passed, more = 0, 0, false
 local until_text, fresh = whole(now + lease_ms), 'running 1 1 0 ' .. now_text
+-- A place in a lane has no record. Where its job has got elsewhere, that is found there.
+local function lose(part, entry)
+  if not entry or string.sub(entry, 1, 6) == 'queued' then
+    redis.call('HDEL', states, part)
+    gone_queued = gone_queued + 1
+  end
+end
+
 -- Lease those of these jobs that are still queued; how many they were. It is run for every job: it makes few strings.
-local function take(parts)
+local function take(parts, flow)
+  local first = flow == '' and fresh or fresh .. ' ' .. flow -- it says whose slot is free again should the record go
   local names = {}
   for i = 1, #parts do
     names[i] = prefix .. ':job:' .. parts[i]
@@ -266,9 +279,11 @@ local function take(parts)
   local before = #leased
   local of_type, of, of_queued, bucket
   for i = 1, #parts do
-    local part, record, entry = parts[i], records[i], fresh
+    local part, record, entry = parts[i], records[i], first
     if not record then
-      gone = gone + 1
+      if redis.call('SREM', left, part) == 0 then -- else it was cancelled, and is kept no more
+        lose(part, stored[i])
+      end
     elseif string.byte(record) == 112 and not mine[part] then -- p: no end is written
       local type, _, _, _, queued = string.match(record, HEAD)
       local token = 1
@@ -276,11 +291,14 @@ local function take(parts)
         local state, attempt, lost, error
         state, token, attempt, lost, queued, error = string.match(stored[i], ENTRY)
         token = token + 1
+        if flow ~= '' then
+          error = ' ' .. flow .. (string.match(error, '\n.*$') or '')
+        end
         entry = state == 'queued'
           and 'running ' .. token .. ' ' .. (attempt + 1) .. ' ' .. lost .. ' ' .. now_text .. error
       end
       if not type then
-        gone = gone + 1
+        lose(part, stored[i])
       elseif entry then
         local n = #leased + 1
         leased[n] = { part, entry, record }
@@ -300,7 +318,11 @@ local function take(parts)
         end
         of.leased = (of.leased or 0) + 1
         of[bucket] = (of[bucket] or 0) + 1
+      else
+        redis.call('SREM', left, part)
       end
+    else
+      redis.call('SREM', left, part)
     end
   end
   passed = passed + #parts
@@ -325,7 +347,7 @@ for priority = 0, 2 do
     if most > 0 then
       -- Where there are large jobs they are looked at one by one.
       local parts = redis.call('LPOP', lane, large and 1 or math.min(most, AT_ONCE))
-      local taken = parts and take(parts) or 0
+      local taken = parts and take(parts, flow) or 0
       room = room - taken
       if bytes > MOST_BYTES or passed - #leased > MOST_PASSED then
         room, more = 0, true
@@ -363,8 +385,11 @@ for type, of in pairs(counts) do
     redis.pcall('HINCRBY', prefix .. name .. type, field, number)
   end
 end
-if gone > 0 then
+gone = gone + gone_queued
+if gone > 0 then -- the counters of their types are too high until somebody counts again
   redis.pcall('HINCRBY', queue, 'gone', gone)
+  redis.pcall('HINCRBY', queue, 'uncounted', gone)
+  redis.pcall('HINCRBY', queue, 'uncounted_queued', gone_queued)
 end
 if #ended > 0 then
   local told = table.concat(ended, ' ')

@@ -21,6 +21,9 @@ for _, part in ipairs(parts) do
   if not record or not entry or string.sub(record, 1, 1) ~= 'p' then
     redis.call('ZREM', carried, part)
     redis.call('HDEL', messages, part)
+    if entry and not record then -- somebody has deleted it
+      redis.call('HINCRBY', KEYS[1], 'uncounted', 0)
+    end
   else
     local runs = string.sub(entry, 1, 7) == 'running'
     local lease = runs and tonumber(redis.call('ZSCORE', prefix .. ':running', part) or '0')

@@ -2,8 +2,8 @@
 -- keys: queue
 -- args: prefix now_ms parts...
 -- returns: for each job its record, state entry, progress, why it shall be cancelled, each nil when there is none, the
---   time that its end is judged by, and of one that has not ended who holds the unique key that it asked for; after 4 MB
---   of records it stops, and tells of the first ones only
+--   time that its end is judged by, and of one that has not ended who holds the unique key that it asked for; after
+--   4 MB of records it stops, and tells of the first ones only
 -- ttl: none
 local prefix, now = ARGV[1], tonumber(ARGV[2])
 local MOST_BYTES = 4 * 1024 * 1024

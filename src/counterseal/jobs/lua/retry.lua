@@ -83,6 +83,8 @@ for i = 4, #ARGV, 3 do
     push(priority, flow, new)
     redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'queued', 1)
     answer = new
+  elseif not code and redis.call('ZREM', prefix .. ':parked', part) == 1 then -- somebody has deleted it
+    redis.call('HINCRBY', KEYS[1], 'uncounted', 0)
   elseif code == 'p' and redis.call('ZREM', prefix .. ':parked', part) == 1 then
     redis.call('ZREM', prefix .. ':parked:' .. type, part)
     local entry = redis.call('HGET', states, part) or 'parked 0 0 0'

@@ -47,6 +47,9 @@ end
 
 local record = redis.call('GET', prefix .. ':job:' .. part)
 local state, current, attempt, lost = string.match(redis.call('HGET', states, part) or '', '^(%a+) (%d+) (%d+) (%d+)')
+if not record and current == token then -- somebody has deleted it
+  redis.call('HINCRBY', KEYS[1], 'uncounted', 0)
+end
 if not record or current ~= token then
   return 0
 end

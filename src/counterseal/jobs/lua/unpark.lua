@@ -51,6 +51,8 @@ for i = 4, #ARGV, 2 do
       redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text)
       put_back(part, record)
       back = back + 1
+    elseif state == 'parked' then -- somebody has deleted its record
+      redis.call('HINCRBY', KEYS[1], 'uncounted', 0)
     end
   end
   if back > 0 then
