@@ -49,7 +49,7 @@ def test_a_malformed_url_is_one_sentence_that_names_its_setting(url: str, tmp_pa
 
 
 def test_an_unknown_setting_is_answered_with_the_name_that_was_meant(tmp_path: Path) -> None:
-    ended = run_program("serve", folder=tmp_path, settings={"COUNTERSEAL_DATADIR": SECRET})
+    ended = run_program("serve", folder=tmp_path, settings={"COUNTERSEAL_DATADIR": SECRET}, fresh=True)
     assert refused(ended) == [
         "counterseal: COUNTERSEAL_DATADIR: no setting has this name; did you mean COUNTERSEAL_DATA_DIR?"
     ]
@@ -148,7 +148,7 @@ def test_a_data_folder_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["serve --port 0", "doctor", "migrate"])
 def test_a_data_folder_that_cannot_be_written_is_one_sentence(command: str, tmp_path: Path) -> None:
     # Not even root can write here.
-    ended = run_program(*command.split(), "--data-dir", "/proc/counterseal", folder=tmp_path)
+    ended = run_program(*command.split(), "--data-dir", "/proc/counterseal", folder=tmp_path, fresh=True)
     assert len(refused(ended, "COUNTERSEAL_DATA_DIR: expected", "/proc/counterseal")) == 1
 
 
@@ -176,6 +176,6 @@ def test_help_says_what_the_exit_codes_or_the_options_mean(arguments: list[str],
 
 
 def test_version_is_one_line(tmp_path: Path) -> None:
-    ended = run_program("--version", folder=tmp_path)
+    ended = run_program("--version", folder=tmp_path, fresh=True)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.fullmatch(r"counterseal \d+\.\d+\.\d+\n", ended.stdout)

@@ -60,7 +60,7 @@ def test_nothing_is_wrong_with_the_embedded_server(tmp_path: Path) -> None:
 
 
 def test_a_fault_ends_it_with_exit_code_1_and_says_what_to_do(valkey: Server, tmp_path: Path) -> None:
-    ended = run_program("doctor", folder=tmp_path, settings={"REDIS_URL": valkey.url})
+    ended = run_program("doctor", folder=tmp_path, settings={"REDIS_URL": valkey.url}, fresh=True)
     assert (ended.returncode, ended.stderr) == (1, "")
     lines = ended.stdout.splitlines()
     assert lines[0] == f"redis://127.0.0.1:{valkey.port}/0"

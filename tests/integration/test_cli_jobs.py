@@ -208,7 +208,10 @@ async def test_schedules_are_listed_paused_resumed_previewed_and_run(
     job = await seal.jobs.get(made["id"])
     assert job is not None
     assert (job.type, job.schedule) == ("cleanup-expired", "cleanup-expired")
-    for order in ("pause", "resume", "preview", "run"):
+    assert operator.ask("schedules", "remove", "cleanup-expired") == {"removed": 1}
+    assert operator.ask("schedules", "list") == []
+    assert [one["id"] for one in operator.ask("schedules", "reconcile")] == ["cleanup-expired"]
+    for order in ("pause", "resume", "preview", "run", "remove"):
         missing = operator.run("schedules", order, "absent", code=1)
         assert missing.stderr == "counterseal: there is no schedule absent\n"
 
@@ -220,7 +223,7 @@ async def test_an_embedded_server_is_shared_with_the_process_that_runs_on_it(
         settings = Settings.load({}, data_dir=tmp_path / "data")
         async with Counterseal.open(settings, tasks=TASKS) as seal:
             identifier = (await seal.jobs.enqueue(greet, "Ada")).id
-            ended = run_program("jobs", "list", "--json", "--data-dir", "data", folder=tmp_path)
+            ended = run_program("jobs", "list", "--json", "--data-dir", "data", folder=tmp_path, fresh=True)
             assert [job["id"] for job in json.loads(ended.stdout)] == [identifier]
 
 
@@ -238,7 +241,9 @@ def test_bad_input_is_one_sentence(operator: Operator, arguments: tuple[str, ...
 
 
 def test_a_redis_that_is_not_there_is_one_sentence(folder: Path) -> None:
-    ended = run_program("jobs", "list", folder=folder, settings={"REDIS_URL": "redis://127.0.0.1:1"})
+    ended = run_program(
+        "jobs", "list", folder=folder, settings={"REDIS_URL": "redis://127.0.0.1:1"}, fresh=True
+    )
     assert ended.returncode == 2
     assert ended.stderr.startswith("counterseal: REDIS_URL: ")
     assert ended.stderr.count("\n") == 1

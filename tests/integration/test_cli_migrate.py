@@ -85,7 +85,7 @@ async def test_serve_does_not_start_on_an_outdated_postgresql_and_names_the_comm
             f"counterseal: DATABASE_URL: the database is at revision none, this release needs {HEAD}:"
             " run counterseal migrate\n"
         )
-        assert run_program("migrate", folder=tmp_path, settings=place.variables).returncode == 0
+        assert run_program("migrate", folder=tmp_path, settings=place.variables, fresh=True).returncode == 0
         with Program(["serve", "--port", "0"], folder=tmp_path, settings=place.variables) as program:
             program.url(60)
             program.send(signal.SIGTERM)

@@ -59,7 +59,7 @@ def refuses(url: str) -> bool:
 def test_with_nothing_configured_everything_starts_and_is_healthy(
     tmp_path: Path, client: httpx.Client
 ) -> None:
-    with Program(SERVE, folder=tmp_path) as program:
+    with Program(SERVE, folder=tmp_path, fresh=True) as program:
         url = program.url()
         health = client.get(url + HEALTH)
         assert (health.status_code, health.json()["status"]) == (200, "healthy")

@@ -82,11 +82,11 @@ async def test_it_runs_the_tasks_of_the_application_and_ends_with_exit_code_0(
     valkey: Server, folder: Path
 ) -> None:
     async with opened(valkey, folder) as seal:
-        with Program(WORKER, folder=folder, settings=environment_of(valkey)) as program:
+        with Program(WORKER, folder=folder, settings=environment_of(valkey), fresh=True) as program:
             job = await ended(seal, (await seal.jobs.enqueue(greet, "Ada")).id)
             assert job.result == f"hello Ada, from process {program.pid}"
             wait_until(lambda: consumes(folder), within=20)
-            said = run_program(*CHECK, folder=folder).stdout
+            said = run_program(*CHECK, folder=folder, fresh=True).stdout
             assert f"(process {program.pid}) consumes default: its last lease was" in said
             program.send(signal.SIGTERM)
             assert program.wait() == 0
@@ -190,7 +190,7 @@ def test_a_memory_limit_at_which_it_would_begin_anew_for_ever_is_refused(
 async def test_a_worker_that_stands_still_or_was_killed_does_not_pass_the_check(
     valkey: Server, folder: Path
 ) -> None:
-    with Program(WORKER, folder=folder, settings=environment_of(valkey)) as program:
+    with Program(WORKER, folder=folder, settings=environment_of(valkey), fresh=True) as program:
         wait_until(lambda: consumes(folder), within=20)
         freeze_process(program._process)
         late = wait_until(

@@ -17,7 +17,9 @@ _starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="starter")
 _running: set[subprocess.Popen[bytes]] = set()
 
 
-def start_process(arguments: Sequence[str], output: Path, folder: Path) -> subprocess.Popen[bytes]:
+def start_process(
+    arguments: Sequence[str], output: Path, folder: Path, *, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start a program in a process group of its own, what it prints appended to `output`."""
     setpriv = shutil.which("setpriv")
     command = [setpriv, "--pdeathsig", "KILL", *arguments] if setpriv else list(arguments)
@@ -25,7 +27,13 @@ def start_process(arguments: Sequence[str], output: Path, folder: Path) -> subpr
     def start() -> subprocess.Popen[bytes]:
         with output.open("ab") as stream:
             return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd=folder, process_group=0
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                cwd=folder,
+                process_group=0,
+                pass_fds=pass_fds,
             )
 
     process = _starter.submit(start).result()
