@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from counterseal.jobs.retry import Fixed
 from counterseal.jobs.schedule import Missed, Schedule
 from counterseal.jobs.schedule_job import call_of, scheduled
 from counterseal.jobs.types import CLEANUP_EXPIRED
+from support.program import run_program
 from support.qstash import Carried, Scheduled, carried_on
 from support.servers import Server
 from support.site import BASE, problem, seal_on
@@ -411,3 +413,61 @@ def test_a_schedule_with_a_spread_is_delayed_there() -> None:
     spread: Schedule = scheduled(report.call(), HOURLY, spread=timedelta(hours=1))
     seconds = told_of(spread, report).parameters["delay"]
     assert 0 <= seconds * 1000 - spread.delay_ms < 1000
+
+
+async def test_the_commands_rule_schedules_that_qstash_carries(
+    carried: Carried, valkey: Server, tmp_path: Path
+) -> None:
+    seal = carried.seal
+    await seal.schedules.put(scheduled(report.call(), HOURLY, id="a"))
+    await seal.schedules.put(scheduled(report.call(), Every(timedelta(hours=1)), id="b"))
+    folder = tmp_path / "operator"
+    folder.mkdir()
+    settings = {"REDIS_URL": valkey.url, **carried.qstash.variables}
+
+    async def ask(*arguments: str, code: int = 0) -> str:
+        ended = await asyncio.to_thread(
+            run_program, "jobs", "schedules", *arguments, folder=folder, settings=settings
+        )
+        assert ended.returncode == code, ended.stderr
+        return ended.stdout if code == 0 else ended.stderr
+
+    listed = json.loads(await ask("list", "--json"))
+    assert {one["id"]: one["carrier"] for one in listed} == {
+        "a": "qstash", "b": "scheduler", CLEANUP_EXPIRED: "qstash",
+    }  # fmt: skip
+    assert "qstash" in await ask("list")
+    await ask("pause", "a")
+    assert at_qstash(carried, "a").paused
+    await ask("resume", "a")
+    assert not at_qstash(carried, "a").paused
+    assert len(json.loads(await ask("preview", "a", "--count", "3", "--json"))) == 3
+    made = json.loads(await ask("run", "a", "--json"))
+    assert len(carried.qstash.of(made["id"])) == 1
+    await ask("remove", "a")
+    assert ours(carried) == set()
+    carried.qstash.schedules.clear()
+    await ask("reconcile")
+    assert at_qstash(carried, CLEANUP_EXPIRED) is not None
+    carried.qstash.refuse = 503
+    assert "QStash" in await ask("reconcile", code=1)
+
+
+@pytest.mark.parametrize(
+    ("zone", "hour", "goes"),
+    [
+        ("Europe/Berlin", 1, True),
+        ("Europe/Berlin", 2, False),
+        ("Europe/Berlin", 3, True),
+        ("America/New_York", 1, False),
+        ("America/New_York", 2, False),
+        ("America/New_York", 3, True),
+        ("Australia/Lord_Howe", 1, False),
+        ("Australia/Lord_Howe", 4, True),
+        ("Asia/Kolkata", 2, True),
+        ("UTC", 2, True),
+    ],
+)
+def test_only_times_of_day_at_which_clocks_are_changed_stay_here(zone: str, hour: int, goes: bool) -> None:
+    schedule = scheduled(report.call(), Cron(f"45 {hour} * * *", zone))
+    assert (refusal(schedule, NOW_MS) == "") is goes

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, cast
 from zoneinfo import ZoneInfo
@@ -24,6 +25,7 @@ _MS: Final = timedelta(milliseconds=1)
 _MINUTE: Final = timedelta(minutes=1)
 _STEP: Final = timedelta(minutes=15)
 _DAY: Final = timedelta(days=1)
+_DAY_MS: Final = 86_400_000
 _LOOKED_AHEAD: Final = timedelta(days=3 * 366)
 _TERM: Final = re.compile(r"(?:\*|[0-9]+|[A-Z]{3})(?:-(?:[0-9]+|[A-Z]{3}))?(?:/[0-9]+)?")
 _START: Final = datetime(2000, 1, 1)  # noqa: DTZ001 - clock time
@@ -110,26 +112,34 @@ def _cron(when: Cron, seed: str) -> str:
 
 def _meets_change(when: Cron, fields: Sequence[str], now_ms: int) -> bool:
     """Whether some time of day of these fields is one that clocks skip or show twice within the next three years."""
+    meeting = _changed_minutes(when.zone, now_ms // _DAY_MS)
+    if not meeting:
+        return False
     known = CronSim(" ".join(fields), _START)
-    minutes = {60 * hour + minute for hour in known.hours for minute in known.minutes}
-    zone = ZoneInfo(when.zone)
-    moment = datetime.fromtimestamp(now_ms / 1000, UTC).replace(minute=0, second=0, microsecond=0)
+    return any(60 * hour + minute in meeting for hour in known.hours for minute in known.minutes)
+
+
+@lru_cache(maxsize=256)
+def _changed_minutes(name: str, day: int) -> frozenset[int]:
+    """The minutes of the day that clocks of a zone skip or show twice within three years from a day since 1970."""
+    zone = ZoneInfo(name)
+    moment = datetime.fromtimestamp(day * _DAY_MS // 1000, UTC)
     end, offset = moment + _LOOKED_AHEAD, _offset(moment, zone)
+    found: set[int] = set()
     while moment < end:
         later = moment + _DAY
         if _offset(later, zone) == offset:
             moment = later
             continue
-        # The change is in this day: to the quarter of an hour, in which all of them are.
+        # The change is within this day, at a quarter of an hour as all of them are.
         while _offset(moment, zone) == offset:
             moment += _STEP
         before, offset = offset, _offset(moment, zone)
         clock = moment.replace(tzinfo=None) + min(before, offset)
         for _ in range(abs(offset - before) // _MINUTE):
-            if 60 * clock.hour + clock.minute in minutes:
-                return True
+            found.add(60 * clock.hour + clock.minute)
             clock += _MINUTE
-    return False
+    return frozenset(found)
 
 
 def _offset(moment: datetime, zone: ZoneInfo) -> timedelta:

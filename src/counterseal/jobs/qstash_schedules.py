@@ -101,6 +101,7 @@ class QStashSchedules:
         count = 0
         left = set(there or ())
         for entry in entries.values():
+            await asyncio.sleep(0)  # a schedule takes some time to reckon: others get their turn in between
             identifier, carried = self.prefix + entry.id, bool(entry.carried.id)
             if self._is_others(entry, passed_over):
                 left.discard(identifier)

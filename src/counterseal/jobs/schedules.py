@@ -77,6 +77,9 @@ class ScheduleStatus:
 class Schedules:
     """The schedules of one namespace. Every call raises `StoreUnavailable` when Redis does not answer.
 
+    While QStash carries jobs, a change takes one round trip more, and one or two to QStash; what it can't be told now
+    it is told later.
+
     `code` has those that the code declares, by source; nothing is written before `reconcile`, which a scheduler calls
     when it starts. Raises `ConfigurationError` with a sentence for every schedule of the code that can't be.
     """
@@ -93,7 +96,7 @@ class Schedules:
         self._store = store
         self._jobs = jobs
         self._carrier = carrier
-        self._entries = Entries(store, keys)
+        self._entries = Entries(store, keys, jobs.min_replicas)
         faults: list[str] = []
         self.code: Code = {
             source: tuple(self._declared(declared, faults)) for source, declared in code.items()
