@@ -40,7 +40,7 @@
 | `<ns>:jobs:{<queue>}:messages` | hash | none: as above | the ids of the messages of these jobs |
 | `<ns>:jobs:{<queue>}:rate:<hour>` | hash | 2 days | jobs that ended, by minute, type and outcome |
 | `<ns>:jobs:{schedules}:schedules` | hash | none: configuration, which stays until the code or somebody removes it | the schedules by their ids, and by `:<source>` which set of a code stands |
-| `<ns>:jobs:{schedules}:next` | sorted set | none: one entry for each schedule that is not paused | the schedules by when they are due |
+| `<ns>:jobs:{schedules}:next` | sorted set | none: one entry for each schedule that is not paused and that QStash does not carry | the schedules by when they are due |
 | `<ns>:jobs:delivery:{<digest>}` | string | as long as its signature is good: an hour and 5 s at most | a delivery of QStash that was accepted, by the SHA-256 of its id |
 | `<ns>:jobs:queues` | set | none: a handful of names | the queues that there are |
 | `<ns>:analytics:{<day>}:counters` | hash | 40 days | the day's counters, overall and by domain |
