@@ -50,8 +50,8 @@ quick: $(DEVELOPMENT)  ## run the fast tests: unit and tour
 	@$(BIN)/python -m pytest -m "not soak" $(IN_PARALLEL) tests/unit tests/tour $(ARGS)
 
 .PHONY: soak
-soak: $(DEVELOPMENT)  ## run the long tests
-	@$(BIN)/python -m pytest -m soak -o faulthandler_timeout=900 $(ARGS)
+soak: $(DEVELOPMENT)  ## run the long tests, which tell how far they are
+	@$(BIN)/python -m pytest -m soak -s -o faulthandler_timeout=900 $(ARGS)
 
 .PHONY: check
 check: $(DEVELOPMENT)  ## run the linters, the type checker, the floors and the pinned requirements

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -187,9 +186,7 @@ async def test_an_idle_worker_is_woken_by_a_message_and_not_by_its_poll(plain: S
     jobs = made(plain)
     async with working(plain, poll=NEVER):
         await jobs.run_probe(SOON)
-        started = time.perf_counter()
-        assert (await jobs.run_probe(SOON)).state is State.COMPLETED
-        assert time.perf_counter() - started < 5
+        assert (await jobs.run_probe(SOON)).state is State.COMPLETED  # SOON is long before NEVER
 
 
 async def test_a_plain_function_sees_that_it_is_cancelled(plain: Store) -> None:

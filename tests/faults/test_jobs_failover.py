@@ -31,6 +31,7 @@ KEYS = Keys()
 PREFIX = KEYS.jobs_prefix("default")
 LEASE_MS = 1500
 PRODUCERS = 8
+SOAK_S = 10 * 60
 BOUNDARIES = ["after effect", "after lease", "before finish", "in handler", "before handler", "after finish"]
 
 
@@ -188,11 +189,13 @@ async def test_jobs_end_once_while_workers_are_killed_and_a_cluster_fails_over(
 async def test_many_jobs_end_once_while_workers_are_killed_and_sentinel_fails_over_again_and_again(
     sentinels: SentinelGroup, workers: JobWorkers
 ) -> None:
-    await _storm(WithSentinel(sentinels), workers, seed=3, blows=18, step=2000)
+    async with asyncio.timeout(SOAK_S):
+        await _storm(WithSentinel(sentinels), workers, seed=3, blows=18, step=1000)
 
 
 @pytest.mark.soak
 async def test_many_jobs_end_once_while_workers_are_killed_and_a_cluster_fails_over_again_and_again(
     cluster: Cluster, workers: JobWorkers
 ) -> None:
-    await _storm(InCluster(cluster), workers, seed=4, blows=18, step=2000)
+    async with asyncio.timeout(SOAK_S):
+        await _storm(InCluster(cluster), workers, seed=4, blows=18, step=1000)

@@ -134,7 +134,7 @@ async def test_jobs_go_on_when_a_server_that_refused_writes_takes_them_again(
     async def gated(context: JobContext) -> None:
         await gate.wait()
 
-    async with native_store(server, options=BRISK) as store:
+    async with native_store(server) as store:
         jobs = Jobs(store, keys=KEYS, tasks=[gated])
         async with worker_on(store, gated) as worker:
             made = [one.id for one in await jobs.enqueue_many([gated.call() for _ in range(30)])]
@@ -146,7 +146,7 @@ async def test_jobs_go_on_when_a_server_that_refused_writes_takes_them_again(
             await eventually(lambda: "can't be leased or handed in" in caplog.text)
             assert worker.counts.completed == 0
             server.execute(*finish)
-            await eventually(lambda: none_pending(jobs, "gated", 30), within=15)
+            await eventually(lambda: none_pending(jobs, "gated", 30))
         assert [(await the(jobs, identifier)).attempt for identifier in made] == [1] * 30
         assert worker.counts.refused == 0
 
@@ -172,7 +172,7 @@ async def test_results_wait_for_redis_within_the_slots(
         await eventually(lambda: not far.available)
         assert len(began) == 4
         await relay.accept()
-        await eventually(lambda: none_pending(jobs, "note", 12), within=10)
+        await eventually(lambda: none_pending(jobs, "note", 12))
     assert sorted(began) == list(range(12))
 
 
@@ -242,7 +242,7 @@ async def test_a_worker_that_ends_finishes_what_it_can_and_hands_the_rest_back_a
         await gate.wait()
         return number
 
-    worker = worker_on(store, gated, endless, concurrency=4, grace=timedelta(milliseconds=400))
+    worker = worker_on(store, gated, endless, concurrency=4, grace=timedelta(seconds=3))
     async with worker:
         stuck = [(await jobs.enqueue(endless)).id for _ in range(2)]
         short = [(await jobs.enqueue(note, number)).id for number in range(2)]
@@ -298,14 +298,14 @@ async def test_a_worker_ends_in_time_though_redis_stands_still(valkey: Server, j
             loop = asyncio.get_running_loop()
             began = loop.time()
             await worker.close()
-            assert loop.time() - began < 3.5
+            assert loop.time() - began < 15
         valkey.thaw()
 
 
 # -- tasks ------------------------------------------------------------------------------------------------------------
 
 
-async def outcome(store: Store, one: Task[Any, Any], *, within: float = 5, **options: Any) -> Job:
+async def outcome(store: Store, one: Task[Any, Any], *, within: float = 20, **options: Any) -> Job:
     """What became of a job of a task that is run once."""
     jobs = Jobs(store, keys=KEYS, tasks=[one])
     async with worker_on(store, one, **options) as worker:
@@ -360,8 +360,8 @@ async def test_a_plain_function_that_took_too_long_keeps_its_slot_and_counts_as_
     @task(name="slow", retry=0, timeout=timedelta(milliseconds=50))
     def slow(context: JobContext) -> str:
         begun.set()
-        assert context.wait_cancelled(timedelta(seconds=5))
-        go.wait(5)
+        assert context.wait_cancelled(timedelta(seconds=20))
+        go.wait(20)
         return "late"
 
     async with worker_on(store, slow, concurrency=1) as worker:
@@ -371,7 +371,7 @@ async def test_a_plain_function_that_took_too_long_keeps_its_slot_and_counts_as_
         await eventually(lambda: worker.running == 1)
         assert (await the(jobs, second.id)).state in (State.QUEUED, State.RUNNING)
         go.set()
-        job = await own.wait(first.id, timedelta(seconds=5))
+        job = await own.wait(first.id, timedelta(seconds=20))
     assert job is not None
     assert job.failure is not None
     assert (job.state, job.failure.error) == (State.FAILED, "TimeoutError")
@@ -395,7 +395,7 @@ async def test_a_job_that_was_cancelled_does_not_run_again_though_its_task_raise
         made = await own.enqueue(stubborn)
         await eventually(lambda: begun)
         assert await own.cancel(made.id, "enough") is State.RUNNING
-        job = await own.wait(made.id, timedelta(seconds=5))
+        job = await own.wait(made.id, timedelta(seconds=20))
     assert job is not None
     assert (job.state, job.reason, len(begun)) == (State.CANCELLED, "enough", 1)
 

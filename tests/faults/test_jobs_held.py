@@ -38,6 +38,7 @@ PREFIX = KEYS.jobs_prefix("default")
 LEASE_MS = 15_000
 LONG = timedelta(minutes=10)
 SHORT = timedelta(milliseconds=100)
+PATIENT = LinkOptions(connect_timeout=timedelta(seconds=5), command_timeout=timedelta(seconds=5))
 
 
 @task(name="nothing")
@@ -163,14 +164,14 @@ async def test_jobs_behind_a_worker_that_is_full_run_where_there_is_room(
         await eventually(lambda: full.counts.completed == 200)  # it takes jobs for short ones now
         made = await jobs.enqueue_many([*[waits.call()] * 10, nothing.call(), nothing.call()])
         await eventually(lambda: full.running == 10)
-        async with worker_on(other, nothing, waits) as free:
-            await eventually(lambda: free.counts.completed == 2, within=3)
+        async with worker_on(other, nothing, waits, poll=LONG) as free:
+            await eventually(lambda: free.counts.completed == 2)
             assert [await state(jobs, one.id) for one in made[10:]] == [State.COMPLETED] * 2
             assert identity(full) not in await idle(store)
             for more in range(5):  # nor is one that comes alone sent to it
                 await eventually(lambda: in_idle(store, free))
                 await jobs.enqueue(nothing)
-                await eventually(lambda more=more: free.counts.completed == 3 + more, within=3)
+                await eventually(lambda more=more: free.counts.completed == 3 + more)
             assert free.counts.completed == 7
             assert full.running == 10
             gate.set()
@@ -249,7 +250,7 @@ async def test_a_parked_job_is_left_alone_until_a_worker_that_knows_it_has_room(
             assert await parked()
             assert old.counts.leased == 0
         gate.set()
-        await eventually(lambda: is_in(jobs, made.id, State.COMPLETED), within=3)
+        await eventually(lambda: is_in(jobs, made.id, State.COMPLETED))
 
 
 async def parked_by_hand(jobs: Jobs, queue: Queue, *tasks: Task[[], None]) -> list[str]:
@@ -276,7 +277,7 @@ async def test_a_job_that_another_release_parked_again_does_not_wait_for_a_worke
             await jobs.delete_dead(unknown) == 1
         )  # as many are parked as before: their number does not tell
         gate.set()
-        await eventually(lambda: is_in(jobs, made, State.COMPLETED), within=5)
+        await eventually(lambda: is_in(jobs, made, State.COMPLETED))
 
 
 async def test_what_a_worker_puts_back_it_leases_before_one_of_another_release_does(
@@ -380,7 +381,7 @@ async def test_a_job_behind_many_that_were_cancelled_runs_at_once_by_calls_of_bo
         assert batch.next_ms == 0  # there is more to look at
         before = left
     async with worker_on(store, nothing, concurrency=1, poll=LONG):
-        await eventually(lambda: is_in(jobs, live.id, State.COMPLETED), within=3)
+        await eventually(lambda: is_in(jobs, live.id, State.COMPLETED))
 
 
 async def length(store: Store) -> int:
@@ -418,7 +419,7 @@ class InterruptedStore(NativeStore):
     """A store on a server whose subscriptions are `Interrupted`."""
 
     def __init__(self, server: Server) -> None:
-        super().__init__(FixedRoute(parse_redis_url(server.url).template), LinkOptions())
+        super().__init__(FixedRoute(parse_redis_url(server.url).template), PATIENT)
         self.gaps = 0
 
     async def before_gap(self) -> None:
@@ -452,7 +453,7 @@ async def test_a_job_that_comes_right_after_a_gap_runs_once(
                 await eventually(lambda: in_idle(store, worker))
                 valkey.execute("CLIENT", "KILL", "TYPE", "pubsub")
                 await eventually(lambda gap=gap: len(made) > gap)
-                await eventually(lambda: is_in(jobs, made[-1], State.COMPLETED), within=3)
+                await eventually(lambda: is_in(jobs, made[-1], State.COMPLETED))
     assert [identifier for identifier, _ in runs] == made
     assert worker.counts.refused == 0
     assert await counted(jobs, "counting", "completed") == len(made)

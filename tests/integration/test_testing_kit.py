@@ -103,7 +103,7 @@ async def test_drain_runs_jobs_that_jobs_make_also_in_queues_that_were_not_there
 
 async def test_drain_says_what_does_not_end(seal: Counterseal) -> None:
     await seal.jobs.enqueue(hang)
-    with pytest.raises(AssertionError, match="default: 0 queued, 1 running"):
+    with pytest.raises(AssertionError, match=r"default: (0 queued, 1|1 queued, 0) running"):
         await drain(seal, within=timedelta(milliseconds=300))
 
 
@@ -111,7 +111,7 @@ async def test_a_job_of_a_killed_worker_runs_again(
     server: PrivateServer, seal: Counterseal, tmp_path: Path
 ) -> None:
     shutil.copy(job_application.__file__, tmp_path)
-    variables = {**server.variables(), "COUNTERSEAL_JOBS_LEASE": "500ms"}
+    variables = {**server.variables(), "COUNTERSEAL_JOBS_LEASE": "2s"}
     with WorkerProcess("job_application:create", folder=tmp_path, variables=variables) as worker:
         identifier = (await seal.jobs.enqueue(hang)).id
 
@@ -125,7 +125,7 @@ async def test_a_job_of_a_killed_worker_runs_again(
 
         async def begun_again() -> bool:
             job = await seal.jobs.get(identifier)
-            return job is not None and job.state is State.RUNNING and job.lost == 1
+            return job is not None and job.state is State.RUNNING and job.lost > 0
 
         await eventually(begun_again, within=20)
         await seal.jobs.cancel(identifier)

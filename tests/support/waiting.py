@@ -13,7 +13,7 @@ Seen = TypeVar("Seen")
 _STEP = 0.005
 
 
-async def eventually(condition: Callable[[], Seen | Awaitable[Seen]], within: float = 5.0) -> Seen:
+async def eventually(condition: Callable[[], Seen | Awaitable[Seen]], within: float = 20.0) -> Seen:
     """Ask a sync or async condition until its answer is true, and return that answer.
 
     A condition that fails an assertion is not true yet. After `within` seconds it raises `AssertionError` that tells
@@ -39,7 +39,7 @@ async def eventually(condition: Callable[[], Seen | Awaitable[Seen]], within: fl
         await asyncio.sleep(_STEP)
 
 
-def wait_until(condition: Callable[[], Seen], within: float = 5.0, step: float = _STEP) -> Seen:
+def wait_until(condition: Callable[[], Seen], within: float = 20.0, step: float = _STEP) -> Seen:
     """`eventually` for code without an event loop: blocks the thread."""
     deadline = time.monotonic() + within
     while True:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from counterseal.core.settings import Fsync, Settings
 from counterseal.store.embedded.folder import Endpoint
@@ -16,6 +16,9 @@ from counterseal.store.embedded.server import EmbeddedServer
 from counterseal.store.open import open_store
 from counterseal.testing.relay import Relay
 from counterseal.testing.running import Running
+
+# A machine that runs tests on all its cores keeps a server waiting for longer than one in production may take.
+_PATIENT: Final = {"COUNTERSEAL_CONNECT_TIMEOUT": "5s", "COUNTERSEAL_COMMAND_TIMEOUT": "5s"}
 
 
 class PrivateServer(Running):
@@ -56,13 +59,11 @@ class PrivateServer(Running):
 
     def variables(self, through: Relay | None = None) -> dict[str, str]:
         """The environment in which another process uses this server, as `COUNTERSEAL_DATA_DIR` or a `REDIS_URL`."""
+        given = {"COUNTERSEAL_DATA_DIR": str(self.data_dir), **_PATIENT}
         if through is None:
-            return {"COUNTERSEAL_DATA_DIR": str(self.data_dir)}
+            return given
         password = self._where().password.get_secret_value()
-        return {
-            "COUNTERSEAL_DATA_DIR": str(self.data_dir),
-            "REDIS_URL": f"redis://:{password}@127.0.0.1:{through.port}/0",
-        }
+        return {**given, "REDIS_URL": f"redis://:{password}@127.0.0.1:{through.port}/0"}
 
     def clear(self) -> None:
         """Remove every key. The database is left as it is."""
