@@ -24,11 +24,12 @@ _FIELDS: Final = 6
 
 
 async def retry_letters(
-    queue: Queue, parts: Sequence[str], *, new_part: Callable[[], str]
+    queue: Queue, parts: Sequence[str], *, new_part: Callable[[], str], min_replicas: int = 0
 ) -> list[tuple[str, str]]:
     """Make new jobs of dead letters and put parked jobs back. For each the letter and the part that runs now.
 
     Those that are no dead letters, or whose options can't be read, are left out. Two round trips for every 200.
+    With `min_replicas` one more, in which so many replicas confirm them, else `NotReplicated` is raised.
     """
     made: list[tuple[str, str]] = []
     for first in range(0, len(parts), AT_ONCE):
@@ -55,6 +56,8 @@ async def retry_letters(
         for (part, _, _), now in zip(letters, reply if isinstance(reply, list) else [], strict=True):
             if isinstance(now, bytes) and now:
                 made.append((part, now.decode()))
+        if min_replicas and made:
+            await queue.confirm(made[-1][1], replicas=min_replicas)
     return made
 
 

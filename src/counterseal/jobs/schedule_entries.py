@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from counterseal.core.errors import CodecError
+from counterseal.jobs.confirmation import confirm
 from counterseal.jobs.schedule import Schedule, read_schedule, write_schedule
 from counterseal.store.base import Store
 from counterseal.store.keys import Keys
@@ -28,6 +29,7 @@ _CLAIM: Final = load_script("counterseal.jobs", "schedule_claim")
 _ADVANCE: Final = load_script("counterseal.jobs", "schedule_advance")
 _WRITE: Final = load_script("counterseal.jobs", "schedule_write")
 
+_SLOT: Final = "schedules"
 _NONE: Final = "-"
 _MOST_PAST: Final = 20
 _WHATEVER: Final = "*"
@@ -119,6 +121,8 @@ class Entries:
 
     store: Store
     keys: Keys
+    min_replicas: int = 0
+    """How many replicas have a change when `write` returns; else that raises `NotReplicated`."""
 
     async def claim(self, *, lease_ms: int, most: int, seen_every_ms: int, sets: Mapping[str, str]) -> Claim:
         """Hold up to `most` schedules that are due, and note for `sets`, names by source, that they are in use."""
@@ -175,7 +179,11 @@ class Entries:
             value=after,
             items=[argument for change in changes for argument in change.arguments()],
         )
-        return reply == 1
+        if reply != 1:
+            return False
+        if changes and self.min_replicas:
+            await confirm(self.store, self.keys.jobs_prefix(_SLOT), replicas=self.min_replicas)
+        return True
 
     async def get(self, identifier: str) -> Entry | None:
         """One entry; None when there is none."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, NamedTuple, cast
 
-from counterseal.core.errors import CodecError, NotReplicated, StoreError
+from counterseal.core.errors import CodecError
+from counterseal.jobs.confirmation import confirm
 from counterseal.jobs.job import read_holder
 from counterseal.store.base import Store
 from counterseal.store.keys import JOB_DEAD_TTL, Keys
@@ -132,21 +133,9 @@ class Queue:
         )
         return spelled
 
-    async def confirm(self, part: str, *, replicas: int) -> None:
-        """Wait until what was written is on so many replicas; `part` is one of the new jobs, '' for none.
-
-        Raises `NotReplicated` when that takes longer than twice the time-out of commands, or can't be known.
-        """
-        witnesses = [f"{self.prefix}:job:{part}"] if part else []
-        why: StoreError | None = None
-        try:
-            if await self.store.replicated(f"{self.prefix}:mark", witnesses=witnesses, replicas=replicas):
-                return
-        except StoreError as fault:
-            why = fault
-        raise NotReplicated(
-            f"jobs were written, but are not known to be on {replicas} replicas, as COUNTERSEAL_MIN_REPLICAS asks for"
-        ) from why
+    async def confirm(self, part: str = "", *, replicas: int) -> None:
+        """Wait until what was written is on so many replicas, see `confirmation`."""
+        await confirm(self.store, self.prefix, part=part, replicas=replicas)
 
     async def lease(self, *, room: int, worker: str, call: str, lease_ms: int, idle: int = -1) -> Batch:
         """Hold up to `room` queued jobs, after putting back those that are due or lost.

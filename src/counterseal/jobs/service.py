@@ -63,8 +63,9 @@ class Jobs:
     """The job queues of one namespace. Every call raises `StoreUnavailable` when Redis does not answer.
 
     Jobs are safe when `enqueue` returns: they run at least once, whatever dies. It has no task of its own. With
-    `min_replicas` they are on so many replicas then, which is a round trip more; else `NotReplicated` is raised, after
-    at most twice the time that a command may take.
+    `min_replicas` every call that makes or changes something is a round trip longer, and so many replicas have it when
+    it returns; else it raises `NotReplicated`, after at most twice the time that a command may take: it was written,
+    but a failover may lose it.
     """
 
     def __init__(
@@ -105,6 +106,11 @@ class Jobs:
     def tasks(self) -> Mapping[str, Task[Any, Any]]:
         """The tasks that were given, by name."""
         return self._tasks
+
+    @property
+    def min_replicas(self) -> int:
+        """How many replicas have what was accepted; 0 when nobody asks."""
+        return self._min_replicas
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -225,7 +231,8 @@ class Jobs:
     async def wait(self, identifier: str, timeout: timedelta = timedelta(seconds=30)) -> Job | None:
         """Wait until a job has ended, at most so long; the job as it is then. None when there is none.
 
-        Two round trips, and none while it waits.
+        Two round trips, and none while it waits; over REST, Sentinel and a Cluster one every 5 s besides, should a
+        message get lost.
         """
         return await self._watch.wait(identifier, timeout)
 
@@ -265,9 +272,11 @@ class Jobs:
         if ids is None:
             return None
         said = " ".join(reason.split())[:200] or "cancelled"
-        outcome = await self._queue(ids[0]).cancel(ids[1], said, keep_ms=DEFAULT_KEEP // _MS)
+        queue = self._queue(ids[0])
+        outcome = await queue.cancel(ids[1], said, keep_ms=DEFAULT_KEEP // _MS)
         if outcome is None:
             return None
+        await self._confirm(queue)
         if outcome == "cancelled" and self._carrier is not None:
             await self._carrier.cancelled(self._queue(ids[0]), ids[1])
         return State.RUNNING if outcome == "asked" else State(outcome)
@@ -276,12 +285,14 @@ class Jobs:
         """Begin no more jobs of a queue. Those that run go on, and new ones are accepted. One round trip."""
         await self._register(_checked(queue))
         await self._store.command("HSET", self._keys.jobs_queue(queue), "paused", 1)
+        await self._confirm(self._queue(queue))
 
     async def resume(self, queue: str = DEFAULT_QUEUE) -> None:
         """Begin jobs of a queue again. One round trip."""
         await self._store.pipeline(
             [("HDEL", self._keys.jobs_queue(_checked(queue)), "paused"), self._wake(queue)]
         )
+        await self._confirm(self._queue(queue))
 
     async def set_parallelism(self, queue: str, parallelism: int | None) -> None:
         """How many jobs of a queue run at once, over all workers; None for no limit. One round trip.
@@ -296,6 +307,7 @@ class Jobs:
             ("HDEL", key, "parallelism") if parallelism is None else ("HSET", key, "parallelism", parallelism)
         )
         await self._store.pipeline([change, self._wake(queue)])
+        await self._confirm(self._queue(queue))
 
     async def list(
         self,
@@ -337,7 +349,9 @@ class Jobs:
         made: list[Enqueued] = []
         for queue, parts in _by_queue(identifiers).items():
             calls = self._queue(queue)
-            answers = await retry_letters(calls, parts, new_part=self._parts.new)
+            answers = await retry_letters(
+                calls, parts, new_part=self._parts.new, min_replicas=self._min_replicas
+            )
             if self._carrier is not None:
                 for first in range(0, len(answers), AT_ONCE):
                     page = [part for _, part in answers[first : first + AT_ONCE]]
@@ -352,9 +366,11 @@ class Jobs:
         """
         gone = 0
         for queue, parts in _by_queue(identifiers).items():
+            calls = self._queue(queue)
             gone += await delete_letters(
-                self._queue(queue), parts, "deleted from the dead letters", keep_ms=DEFAULT_KEEP // _MS
+                calls, parts, "deleted from the dead letters", keep_ms=DEFAULT_KEEP // _MS
             )
+            await self._confirm(calls)
         return gone
 
     async def unique(self, key: str, queue: str = DEFAULT_QUEUE) -> str | None:
@@ -451,6 +467,11 @@ class Jobs:
                 else self._carrier.taking(calls),
             )
         return intake
+
+    async def _confirm(self, queue: Queue) -> None:
+        """Wait until replicas have what was changed, when they are asked."""
+        if self._min_replicas:
+            await queue.confirm(replicas=self._min_replicas)
 
     async def _register(self, queue: str) -> None:
         """Have the queue found by whoever lists them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,12 +12,15 @@ from typing import Any, Final
 import msgspec
 
 from counterseal.core.background import end, wait_for_event
-from counterseal.core.errors import CodecError
+from counterseal.core.errors import CodecError, SubscriberTooSlow
 from counterseal.jobs.job import Job, Progress, job_id, moment, split_job_id
 from counterseal.store.base import Gap, Message, Store
 from counterseal.store.keys import Keys
 
-_LOOK_AGAIN_S: Final = 1.0  # should a message get lost; the message itself comes within a millisecond
+_PUSHED: Final = frozenset({"embedded", "native"})
+"""Connections on which no message gets lost unless a `Gap` says so."""
+_LOOK_AGAIN_S: Final = 5.0
+_MOST_WAITING: Final = 10_000
 _BLOCK_MS: Final = 5_000
 _POLL_S: Final = 1.0
 _PAGE: Final = 100
@@ -58,17 +62,32 @@ class Watch:
         self._read = read
 
     async def wait(self, identifier: str, timeout: timedelta) -> Job | None:
-        """A job when it has ended, or as it is when the time is over."""
+        """A job when it has ended, or as it is when the time is over.
+
+        It is read at first, when its end is told, after a lost connection, and when the time is over: waiting costs no
+        round trip. Over REST, Sentinel and a Cluster, where a message may get lost unseen, it is also read every 5 s.
+        """
         ids = split_job_id(identifier)
         if ids is None:
             return None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout / timedelta(seconds=1)
-        channel = f"{self._keys.jobs_prefix(ids[0])}:ended"
-        async with self._store.subscribe(channel) as messages:
+        look_s = math.inf if self._store.kind in _PUSHED else _LOOK_AGAIN_S
+        while True:
+            try:
+                return await self._until_ended(identifier, *ids, deadline=deadline, look_s=look_s)
+            except SubscriberTooSlow:  # what was told meanwhile is seen by reading
+                continue
+
+    async def _until_ended(
+        self, identifier: str, queue: str, part: str, *, deadline: float, look_s: float
+    ) -> Job | None:
+        loop = asyncio.get_running_loop()
+        channel = f"{self._keys.jobs_prefix(queue)}:ended"
+        async with self._store.subscribe(channel, limit=_MOST_WAITING) as messages:
             told = asyncio.Event()
             listening = asyncio.create_task(
-                _tell(told, messages, ids[1].encode()), name="counterseal: wait for a job"
+                _tell(told, messages, part.encode()), name="counterseal: wait for a job"
             )
             try:
                 while True:
@@ -77,7 +96,9 @@ class Watch:
                     left = deadline - loop.time()
                     if job is None or job.state.terminal or left <= 0:
                         return job
-                    await wait_for_event(told, min(left, _LOOK_AGAIN_S))
+                    if listening.done():
+                        await listening  # raises why nothing is told any more
+                    await wait_for_event(told, min(left, look_s))
             finally:
                 await end((listening,))
 
@@ -131,9 +152,12 @@ class Watch:
 
 
 async def _tell(told: asyncio.Event, messages: AsyncIterator[Message | Gap], part: bytes) -> None:
-    async for message in messages:
-        if isinstance(message, Gap) or part in message.data:
-            told.set()
+    try:
+        async for message in messages:
+            if isinstance(message, Gap) or part in message.data:
+                told.set()
+    finally:
+        told.set()
 
 
 def _update(message: Message, live: str) -> JobUpdate | None:
