@@ -16,6 +16,9 @@ def main() -> None:
 
         if (code := run_at_once(arguments[1:])) is not None:
             sys.exit(code)
+    from counterseal.cli.loading import begin_loading
+
+    begin_loading()
     from counterseal.cli.commands import run
 
     sys.exit(run(arguments))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from counterseal.app import Counterseal
+from counterseal.cli.loading import end_loading
 from counterseal.core.environment import DATA_DIR
 from counterseal.core.errors import ConfigurationError, CountersealError
 from counterseal.core.settings import Settings
@@ -20,8 +21,14 @@ def open_application(name: str | None, *, data_dir: Path | None) -> Counterseal:
     """Call the factory, or make a `Counterseal` of the settings when no application is named. It is not open yet.
 
     The current folder can be imported from. `data_dir` reaches the application as `COUNTERSEAL_DATA_DIR`. Raises
-    `ConfigurationError` with a sentence.
+    `ConfigurationError` with a sentence. All that the command needs is loaded then.
     """
+    seal = _open(name, data_dir=data_dir)
+    end_loading()
+    return seal
+
+
+def _open(name: str | None, *, data_dir: Path | None) -> Counterseal:
     if name is None:
         return Counterseal.open(Settings.load(data_dir=data_dir))
     if data_dir is not None:

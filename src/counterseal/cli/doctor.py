@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from counterseal.cli.faults import naming_settings
+from counterseal.cli.loading import end_loading
 from counterseal.cli.logs import configure_logs
 from counterseal.core.clock import Clock, SystemClock
 from counterseal.core.errors import CommandError, StoreError
@@ -60,6 +61,7 @@ def run_doctor(settings: Settings, *, as_json: bool) -> int:
 
     Raises `ConfigurationError` when the server can't be asked at all.
     """
+    end_loading()
     configure_logs(settings)
     with naming_settings(settings), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         heading, findings = runner.run(_examine(settings))
