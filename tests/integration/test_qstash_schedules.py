@@ -20,6 +20,8 @@ from counterseal.jobs.retry import Fixed
 from counterseal.jobs.schedule import Missed, Schedule
 from counterseal.jobs.schedule_job import call_of, scheduled
 from counterseal.jobs.types import CLEANUP_EXPIRED
+from counterseal.web import create_app
+from support.gateway import serving
 from support.program import run_program
 from support.qstash import Carried, Scheduled, carried_on
 from support.servers import Server
@@ -367,6 +369,32 @@ class TestWhoMakesTicks:
                 travel(after.store, timedelta(hours=1))
                 await scheduler.look()
                 assert len([job for job in await after.jobs.list() if job.schedule == "a"]) == 1
+
+    async def test_a_tick_that_was_under_way_when_the_carrier_was_changed_is_one_job(
+        self, carried: Carried, valkey: Server, data_dir: Path
+    ) -> None:
+        await carried.seal.schedules.put(scheduled(report.call(), HOURLY, id="a"))
+        message = carried.qstash.tick(carried.seal.carriage.schedules.prefix + "a")
+        variables = {**carried.qstash.variables, "COUNTERSEAL_JOBS_CARRIER": "redis"}
+        async with seal_on(valkey, data_dir, variables, tasks=TASKS) as after:
+            scheduler = after.scheduler()
+            await scheduler.look()
+            async with serving(create_app(after)) as carried.qstash.target:
+                assert (await carried.qstash.attempt(message)).status_code == 200
+                await scheduler.look()
+            (job,) = [job for job in await after.jobs.list() if job.schedule == "a"]
+            assert (await after.schedules.get("a")).last_job == job.id
+            assert ran == [job.id]
+
+    async def test_with_another_public_url_qstash_has_each_schedule_once(
+        self, carried: Carried, valkey: Server, data_dir: Path
+    ) -> None:
+        await carried.seal.schedules.put(scheduled(report.call(), HOURLY, id="a"))
+        variables = {**carried.qstash.variables, "COUNTERSEAL_PUBLIC_URL": "https://moved.example"}
+        async with seal_on(valkey, data_dir, variables, tasks=TASKS) as moved:
+            await moved.carrying.look(full=True)
+            (found,) = [one for one in carried.qstash.schedules.values() if one.id.endswith(".a")]
+            assert found.url == "https://moved.example/api/jobs/report"
 
     async def test_without_a_token_a_scheduler_takes_over_and_says_what_stays(
         self, carried: Carried, valkey: Server, data_dir: Path, caplog: pytest.LogCaptureFixture
