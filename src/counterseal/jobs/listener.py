@@ -8,12 +8,15 @@ from contextlib import suppress
 from typing import Final
 
 from counterseal.core.background import full_jitter
-from counterseal.core.errors import StoreError
+from counterseal.core.errors import CommandError, StoreError
 from counterseal.jobs.slots import Slots, Source
 from counterseal.jobs.worker_counts import WorkerCounts
 from counterseal.store.base import Gap, Store
 
 logger = logging.getLogger(__name__)
+
+REFUSED_S: Final = 120.0
+"""Who may not listen asks again no more often than twice in this time."""
 
 _SENDING: Final = frozenset({"embedded", "native", "sentinel"})
 
@@ -47,19 +50,26 @@ class Listener:
         self._sent = {source.queue.sent_to(worker): source for source in slots.sources}
         self.hears = False
         """Whether jobs may be sent to this worker."""
+        self.listening = False
+        """Whether a message would come."""
 
     async def listen(self) -> None:
         """Hear, and after a lost connection again. Does not end."""
         failures = 0
         while True:
+            longest_s = self._poll_s
             try:
-                async with self._store.subscribe(*self._told, *self._sent, limit=10_000) as messages:
+                async with self._store.subscribe(
+                    *self._told, *self._sent, limit=10_000, on_loss=self._lose
+                ) as messages:
                     failures = 0
+                    self.listening = True
                     # On a Cluster the node that has the queue does not know who listens at another one.
                     self.hears = self._store.kind in _SENDING and not self._slots.closing
                     self._wake.set()
                     async for message in messages:
                         if isinstance(message, Gap):
+                            self.listening = True
                             await self._look_for_sent()
                             self._wake.set()
                             continue
@@ -73,13 +83,17 @@ class Listener:
                             _obey(source, message.data)
             except StoreError as fault:
                 failures += 1
+                if isinstance(fault, CommandError):
+                    longest_s = REFUSED_S
                 if failures == 1:
                     logger.warning(
                         "new jobs can't be listened for, so they are looked for every %g s: %s",
                         self._poll_s,
                         fault,
                     )
-            await asyncio.sleep(full_jitter(failures + 1, longest=self._poll_s))
+            finally:
+                self.listening = False
+            await asyncio.sleep(full_jitter(failures + 1, longest=longest_s))
 
     async def leave(self) -> None:
         """Have no more jobs sent here. Two round trips for each queue, none when there was none to be sent."""
@@ -90,6 +104,10 @@ class Listener:
             with suppress(StoreError):
                 await source.queue.leave(self._worker, lease_ms=self._lease_ms)
         await self._look_for_sent()
+
+    def _lose(self) -> None:
+        self.listening = False
+        self._wake.set()
 
     def _take(self, source: Source, data: bytes) -> None:
         """Begin a job that was sent here."""

@@ -16,7 +16,13 @@ from typing import Any, Final, Self
 
 from counterseal.core.background import Background, full_jitter, wait_for_event
 from counterseal.core.complaints import Complaints
-from counterseal.core.errors import CarrierUnavailable, CountersealError, StoreError, StoreUnavailable
+from counterseal.core.errors import (
+    CarrierUnavailable,
+    CommandError,
+    CountersealError,
+    StoreError,
+    StoreUnavailable,
+)
 from counterseal.jobs.schedule import Due, due
 from counterseal.jobs.schedule_code import SEEN_EVERY_MS, ScheduleCode
 from counterseal.jobs.schedule_entries import Entry
@@ -31,6 +37,10 @@ logger = logging.getLogger(__name__)
 LEASE: Final = timedelta(seconds=5)
 LOOK: Final = timedelta(seconds=60)
 LOOK_UNTOLD: Final = timedelta(seconds=5)
+LOOK_UNTOLD_REST: Final = timedelta(seconds=12)
+"""Less than the least grace of a schedule."""
+REFUSED: Final = timedelta(minutes=2)
+"""Who may not listen asks again no more often than twice in this time."""
 
 _OVERLAP: Final = timedelta(minutes=15)
 _AT_ONCE: Final = 100
@@ -43,9 +53,9 @@ class Scheduler:
     """Makes the jobs of schedules for as long as it is entered: `async with seal.scheduler()`.
 
     First it reconciles what is stored with the code. Then it sleeps until something is due; a message tells it that
-    schedules have changed. By itself it looks every 60 s, and every 5 s while it can't hear messages: that is what it
-    costs when nothing is due. A schedule that can't be read, or whose jobs are refused, is told of in the log and keeps
-    no other one up. While Redis is away it waits.
+    schedules have changed. By itself it looks every 60 s, and while it can't hear messages every 5 s, over REST every
+    12 s: that is what it costs when nothing is due. A schedule that can't be read, or whose jobs are refused, is told
+    of in the log and keeps no other one up. While Redis is away it waits.
     """
 
     def __init__(self, store: Store, *, keys: Keys, schedules: Schedules) -> None:
@@ -97,7 +107,8 @@ class Scheduler:
                 break
         if claim.next_ms is not None:
             next_ms.append(claim.next_ms)
-        most = LOOK if self._listening else LOOK_UNTOLD
+        untold = LOOK_UNTOLD_REST if self._store.kind == "rest" else LOOK_UNTOLD
+        most = LOOK if self._listening else untold
         if not next_ms:
             return most
         return max(timedelta(0), min(most, (min(next_ms) - self._store.now_ms()) * _MS))
@@ -119,6 +130,7 @@ class Scheduler:
     async def _listen(self) -> None:
         failures = 0
         while True:
+            longest = LOOK_UNTOLD
             try:
                 async with self._store.subscribe(self._channel, on_loss=self._lose) as messages:
                     failures = 0
@@ -127,11 +139,13 @@ class Scheduler:
                     async for _ in messages:
                         self._listening = True
                         self._wake.set()
-            except StoreError:
+            except StoreError as fault:
                 failures += 1
+                if isinstance(fault, CommandError):
+                    longest = REFUSED
             finally:
                 self._listening = False
-            await asyncio.sleep(full_jitter(failures + 1, longest=LOOK_UNTOLD.total_seconds()))
+            await asyncio.sleep(full_jitter(failures + 1, longest=longest.total_seconds()))
 
     def _lose(self) -> None:
         self._listening = False

@@ -36,9 +36,12 @@ logger = logging.getLogger(__name__)
 
 LEASE: Final = timedelta(seconds=15)
 POLL: Final = timedelta(seconds=5)
-REST_POLL: Final = timedelta(seconds=6)
-"""Over REST, where each look is a request: with a scheduler's it stays below one in 5 s."""
+REST_POLL: Final = timedelta(seconds=12)
+"""Over REST, where each look is a request: with those of a scheduler they are no more than one in 5 s.
 
+It is less than the lease, so that jobs of a worker that died are seen in time."""
+
+_FIRST_LOOK_S: Final = 1.0
 _LET_GO_S: Final = 1.0  # for handing back the jobs that are cut off
 _AGAIN_S: Final = 0.1
 """So soon a worker that ends tries again to hand in."""
@@ -52,8 +55,9 @@ class Worker:
     It leases what is in its queues, up to `concurrency` jobs at once; `probe` it can do by itself. A job of a task that
     it does not know is parked. A lease lasts `lease` and is prolonged three times in that time, so the jobs of a worker
     that died are taken over when it has passed. An idle worker is woken by a message, or when something is due, and
-    looks by itself every `poll`. While Redis is away it waits. `queues` are names, or names with weights: of two queues
-    that are never empty, one of weight 2 is asked first twice as often as one of weight 1.
+    looks by itself every `poll`; where it can't listen, after a second at first, then, while there is nothing to do,
+    after longer and longer pauses up to `poll`. While Redis is away it waits. `queues` are names, or names with
+    weights: of two queues that are never empty, one of weight 2 is asked first twice as often as one of weight 1.
 
     Leaving takes no more jobs, waits up to `grace` for those under way, and hands the rest back to their queues,
     uncounted as attempts.
@@ -115,6 +119,8 @@ class Worker:
         )
         self._background = Background()
         self._consumer: asyncio.Task[None] | None = None
+        self._fruitless = 0
+        """How many turns in a row have found no job."""
         self._left = False
         """Whether nobody sends a job here any more."""
 
@@ -127,6 +133,11 @@ class Worker:
     def concurrency(self) -> int:
         """How many jobs it runs at once."""
         return self._slots.concurrency
+
+    @property
+    def poll(self) -> timedelta:
+        """How long it waits at most before it looks by itself."""
+        return timedelta(seconds=self._poll_s)
 
     @property
     def running(self) -> int:
@@ -186,9 +197,11 @@ class Worker:
         failures = 0
         while True:
             self._wake.clear()
-            pause = self._poll_s
+            leased = self.counts.leased
             try:
-                pause = min(pause, await self._turn())
+                pause = await self._turn()
+                self._fruitless = 0 if self.counts.leased > leased else self._fruitless + 1
+                pause = min(pause, self._patience_s())
                 failures = 0
             except StoreError as fault:
                 failures += 1
@@ -202,6 +215,12 @@ class Worker:
                 pause = min(pause, _AGAIN_S)
             if pause > 0:
                 await wait_for_event(self._wake, pause)
+
+    def _patience_s(self) -> float:
+        """How long it waits for a message before it looks by itself."""
+        if self._listener.listening:
+            return self._poll_s
+        return min(self._poll_s, _FIRST_LOOK_S * 2 ** min(max(0, self._fruitless - 1), 10))
 
     def _left_over(self, failures: int) -> bool:
         """Whether there is something to do before the loop may end."""
