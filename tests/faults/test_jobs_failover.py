@@ -128,7 +128,7 @@ async def _storm(group: Group, workers: JobWorkers, *, seed: int, blows: int, st
     """Blows that fall while jobs are made. Before the next one all have ended, so no job meets three of them.
 
     In each a worker kills itself with jobs in its hands. In the middle one of every three the primary is killed then,
-    and the other worker while there is no primary.
+    and the other worker while there is no primary; another takes its place when there is one.
     """
     draw = random.Random(seed)
     settings = Settings.load({"REDIS_URL": group.url, "COUNTERSEAL_COMMAND_TIMEOUT": "1s"})
@@ -151,8 +151,8 @@ async def _storm(group: Group, workers: JobWorkers, *, seed: int, blows: int, st
             if blow % 3 == 1:
                 group.kill()
                 os.kill(other.process.pid, signal.SIGKILL)
-                other = workers.start(group.url, LEASE_MS, "none")
                 await group.heal()
+                other = workers.start(group.url, LEASE_MS, "none")
             await making
             await eventually(lambda: none_pending(jobs, "effect", len(producer.accepted)), within=60)
             if victim.process.poll() is None:  # the other one had the jobs
