@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -152,8 +153,29 @@ async def is_gone(jobs: Jobs, many: int) -> bool:
     return True
 
 
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
+async def test_a_worker_survives_a_server_that_evicts_whatever_it_likes(
+    servers: Callable[..., Server], policy: str
+) -> None:
+    server = servers(config=[f"maxmemory-policy {policy}"])
+    async with store_on(server) as store:
+        jobs = Jobs(store, keys=KEYS, tasks=[note])
+        squeeze(server, -1_500_000)
+        ran: list[int] = []
+        async with worker_on(store, ran) as worker:
+            while evicted(server) < 1000:
+                with suppress(CommandError):  # it has not evicted enough yet
+                    await fill(jobs, 40)
+                check_sane((await jobs.stats())["note"])
+            server.execute("CONFIG", "SET", "maxmemory", 0)
+            await check_goes_on(jobs, ran, 10_000)
+            await eventually(lambda: worker.running == 0)
+        stats = await jobs.stats()
+        check_sane(stats["note"])
+
+
 STRUCTURES = [
-    "queue", "ready:1", "state", "running", "delayed", "flow:f0", "flow:f1", "lane:1:f0",
+    "queue", "ready:1", "ring:1", "ring:0", "state", "running", "delayed", "flow:f0", "flow:f1", "lane:1:f0",
     "lane:1:f1", "flowdue", "stats:note", "types", "times:note", "events", "idle", "recent",
 ]  # fmt: skip
 

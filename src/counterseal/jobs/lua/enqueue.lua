@@ -152,6 +152,14 @@ if #delayed > 0 then
 end
 -- A lane is a list of jobs of one priority and one flow; a ring holds the lanes that may be served, in turn. The lane
 -- without a flow is in its ring while it has jobs; one with a flow when `in<priority>` of the flow says so.
+-- What a flow says is not so when the key that it speaks of was lost: somebody deleted it, or the server evicted it.
+local lost = {}
+for _, lane in pairs(lanes) do
+  local priority, flow = lane[1], lane[2]
+  if flow ~= '' and lost[priority] == nil then
+    lost[priority] = redis.call('EXISTS', prefix .. ':ring:' .. priority) == 0
+  end
+end
 for _, lane in pairs(lanes) do
   local priority, flow, parts = lane[1], lane[2], lane[3]
   if flow == '' then
@@ -163,7 +171,11 @@ for _, lane in pairs(lanes) do
     redis.call('RPUSH', prefix .. ':lane:' .. priority .. ':' .. flow, unpack(parts))
     local key = prefix .. ':flow:' .. flow
     local member, stalled = unpack(redis.call('HMGET', key, 'in' .. priority, 'stalled'))
-    if not member and not stalled then
+    if stalled and not redis.call('ZSCORE', prefix .. ':flowdue', flow) then
+      redis.call('HDEL', key, 'stalled')
+      stalled = false
+    end
+    if (not member or lost[priority]) and not stalled then
       redis.call('HSET', key, 'in' .. priority, 1)
       redis.call('RPUSH', prefix .. ':ring:' .. priority, flow)
       woken = true

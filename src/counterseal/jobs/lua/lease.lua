@@ -157,6 +157,16 @@ for _, flow in ipairs(redis.call('ZRANGEBYSCORE', flow_due, '-inf', now_text, 'L
   woken = true
 end
 
+-- Flows that wait for the end of one of their jobs while no job runs: it was lost.
+if redis.call('EXISTS', running) == 0 then
+  for _, flow in ipairs(redis.call('ZRANGEBYSCORE', flow_due, '+inf', '+inf', 'LIMIT', 0, AT_ONCE)) do
+    redis.call('HSET', prefix .. ':flow:' .. flow, 'running', 0)
+    unstall(flow)
+    rest_flow(flow)
+    woken = true
+  end
+end
+
 -- those whose worker did not come back
 local ended, recent = {}, {}
 local function end_lost(part, record, entry, type, unique, outcome, why)
@@ -363,6 +373,16 @@ for priority = 0, 2 do
     elseif flow ~= '' then
       redis.call('HDEL', prefix .. ':flow:' .. flow, 'in' .. priority)
       rest_flow(flow)
+    end
+  end
+end
+
+-- Rings that have nothing to serve while a lane has jobs were lost: somebody deleted them, or the server evicted them.
+if room > 0 and redis.call('EXISTS', prefix .. ':ready:0', prefix .. ':ready:1', prefix .. ':ready:2') > 0 then
+  for priority = 0, 2 do
+    if redis.call('EXISTS', prefix .. ':ready:' .. priority) == 1 then
+      redis.call('RPUSH', prefix .. ':ring:' .. priority, '')
+      more = true
     end
   end
 end
