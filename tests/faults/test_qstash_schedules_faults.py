@@ -12,13 +12,16 @@ import pytest
 
 from counterseal import JobContext, State, task
 from counterseal.core.errors import CarrierUnavailable
+from counterseal.jobs import qstash_schedule_api
 from counterseal.jobs.carried import Carried as Calls
 from counterseal.jobs.cron import Cron
 from counterseal.jobs.schedule_job import scheduled
 from counterseal.jobs.scripts import Queue
 from counterseal.store.keys import Keys
+from counterseal.web import create_app
+from support.gateway import serving
 from support.ports import free_port
-from support.qstash import Carried, carried_on
+from support.qstash import Carried, Scheduled, carried_on
 from support.servers import Server
 from support.site import problem, seal_on
 from support.stores import travel
@@ -209,3 +212,197 @@ async def test_a_carrier_that_is_away_when_it_is_changed_keeps_the_schedule_unti
         travel(after.store, timedelta(seconds=61))
         await scheduler.look()
         assert not there(carried)
+
+
+def once(carried: Carried, method: str, act) -> None:
+    """Have something happen while the first such request about schedules is on its way to QStash."""
+
+    async def on_schedule(asked: str) -> None:
+        if asked.startswith(f"{method} "):
+            carried.qstash.on_schedule = None
+            await act()
+
+    carried.qstash.on_schedule = on_schedule
+
+
+def at_qstash(carried: Carried, name: str):
+    return carried.qstash.schedules.get(carried.seal.carriage.schedules.prefix + name)
+
+
+async def test_what_arrives_at_qstash_after_a_later_change_is_told_does_not_stay(carried: Carried) -> None:
+    schedules = carried.seal.schedules
+
+    async def change() -> None:
+        await schedules.put(scheduled(report.call(), Cron("9 * * * *"), id="b"))
+
+    once(carried, "POST", change)
+    await schedules.put(scheduled(report.call(), Cron("7 * * * *"), id="b"))
+    assert at_qstash(carried, "b").cron == "9 * * * *"
+
+
+async def test_a_pause_that_arrives_at_qstash_after_the_resume_does_not_stay(carried: Carried) -> None:
+    schedules = carried.seal.schedules
+    await schedules.put(scheduled(report.call(), HOURLY, id="b"))
+
+    async def resume() -> None:
+        await schedules.resume("b")
+
+    once(carried, "PATCH", resume)
+    await schedules.pause("b")
+    assert not (await schedules.get("b")).schedule.paused
+    assert not at_qstash(carried, "b").paused
+
+
+async def test_what_is_otherwise_at_qstash_than_it_was_told_is_told_anew(carried: Carried) -> None:
+    prefix = carried.seal.carriage.schedules.prefix
+    at_qstash(carried, "a").paused = True
+    await carried.seal.carrying.look(full=True)
+    assert not at_qstash(carried, "a").paused
+    at_qstash(carried, "a").headers = {**at_qstash(carried, "a").headers, "upstash-cron": "1 1 1 1 1"}
+    await carried.seal.carrying.look(full=True)
+    assert at_qstash(carried, "a").cron == "0 * * * *"
+    carried.qstash.asked.clear()
+    await carried.seal.carrying.look(full=True)
+    assert [asked for asked in carried.qstash.asked if prefix in asked] == []
+
+
+async def test_a_schedule_that_is_made_anew_while_its_removal_is_under_way_is_at_qstash(
+    carried: Carried,
+) -> None:
+    schedules = carried.seal.schedules
+    await schedules.put(scheduled(report.call(), HOURLY, id="b"))
+
+    async def anew() -> None:
+        await schedules.put(scheduled(report.call(), HOURLY, id="b"))
+
+    once(carried, "DELETE", anew)
+    await schedules.remove("b")
+    assert (await schedules.get("b")).carrier == "qstash"
+    assert at_qstash(carried, "b") is not None
+
+
+async def test_a_schedule_that_is_made_anew_while_a_tick_of_the_former_one_removes_it_is_at_qstash(
+    carried: Carried,
+) -> None:
+    schedules = carried.seal.schedules
+    await schedules.put(scheduled(report.call(), HOURLY, id="b"))
+    message = carried.qstash.tick(at_qstash(carried, "b").id)
+    carried.qstash.refuse = 503
+    await schedules.remove("b")
+    carried.qstash.refuse = None
+
+    async def anew() -> None:
+        await schedules.put(scheduled(report.call(), HOURLY, id="b"))
+
+    once(carried, "DELETE", anew)
+    problem(await carried.qstash.attempt(message), 489, "job_gone")
+    assert (await schedules.get("b")).carrier == "qstash"
+    assert at_qstash(carried, "b") is not None
+
+
+async def test_a_tick_that_is_gone_removes_no_other_schedule_than_its_own(carried: Carried) -> None:
+    await carried.seal.schedules.put(scheduled(report.call(), HOURLY, id="b"))
+    found = at_qstash(carried, "b")
+    await carried.seal.schedules.remove("b")
+    more = {"Upstash-Message-Id": "msg_x", "Upstash-Schedule-Id": at_qstash(carried, "a").id}
+    signature = carried.qstash.sign(found.url, found.body)
+    problem(await carried.qstash.send(found.url, found.body, signature, more), 489, "job_gone")
+    assert there(carried)
+
+
+async def test_a_schedule_of_others_that_the_client_can_not_read_stops_nothing(carried: Carried) -> None:
+    class Strange(Scheduled):
+        @property
+        def told(self) -> dict:
+            return {"scheduleId": self.id}
+
+    carried.qstash.schedules["scd_9"] = Strange("scd_9", "https://else.example", b"", {}, 1)
+    del carried.qstash.schedules[carried.seal.carriage.schedules.prefix + "a"]
+    await carried.seal.carrying.look(full=True)
+    assert there(carried)
+    assert "scd_9" in carried.qstash.schedules
+
+
+@pytest.mark.parametrize("status", [None, 401, 429, 503])
+async def test_while_qstash_does_not_answer_a_turn_asks_once_and_not_for_every_schedule(
+    carried: Carried, monkeypatch: pytest.MonkeyPatch, status: int | None
+) -> None:
+    await carried.seal.carrying.__aexit__(None, None, None)  # only this test looks
+    carried.qstash.refuse = 503
+    for name in "bcdef":
+        await carried.seal.schedules.put(scheduled(report.call(), HOURLY, id=name))
+    carried.qstash.refuse = status
+    never = asyncio.Event()
+    if status is None:
+        monkeypatch.setattr(qstash_schedule_api, "_TIMEOUT_S", 0.1)
+
+        async def hang(_: str) -> None:
+            await never.wait()
+
+        carried.qstash.on_schedule = hang
+    carried.qstash.asked.clear()
+    with pytest.raises(CarrierUnavailable):
+        await carried.seal.carrying.look()
+    never.set()
+    assert len(carried.qstash.asked) == 1
+
+
+async def test_one_schedule_that_qstash_refuses_keeps_no_other_one_up(carried: Carried) -> None:
+    carried.qstash.refuse = 503
+    for name in ("b", "bad", "c"):
+        await carried.seal.schedules.put(scheduled(report.call(), HOURLY, id=name))
+    carried.qstash.refuse = None
+    carried.qstash.refused_id = at = carried.seal.carriage.schedules.prefix + "bad"
+    with pytest.raises(CarrierUnavailable):
+        await carried.seal.carrying.look()
+    carriers = {one.schedule.id: one.carrier for one in await carried.seal.schedules.list()}
+    assert (carriers["b"], carriers["c"], carriers["bad"]) == ("qstash", "qstash", "scheduler")
+    assert at not in carried.qstash.schedules
+
+
+async def test_a_tick_that_came_while_nobody_had_the_schedule_is_made_when_qstash_gets_it(
+    carried: Carried,
+) -> None:
+    carried.qstash.refuse = 503
+    await carried.seal.schedules.put(scheduled(report.call(), HOURLY, id="b"))
+    await carried.seal.carrying.__aexit__(None, None, None)
+    travel(carried.seal.store, timedelta(hours=3))
+    carried.qstash.ahead += timedelta(hours=3)
+    carried.qstash.refuse = None
+    await carried.seal.carrying.look()
+    told = await carried.seal.schedules.get("b")
+    assert told.carrier == "qstash"
+    (job,) = [job for job in await carried.seal.jobs.list() if job.schedule == "b"]
+    assert told.last_job == job.id
+    await carried.seal.carrying.look(full=True)
+    await carried.qstash.deliver()
+    assert ran == [job.id]
+
+
+async def test_a_tick_that_comes_under_the_former_and_the_new_public_url_is_one_job(
+    carried: Carried, valkey: Server, data_dir: Path
+) -> None:
+    travel(carried.seal.store, timedelta(minutes=10))  # long after QStash was given it first
+    carried.qstash.ahead += timedelta(minutes=10)
+    former = tick(carried)
+    moved_url = "https://moved.example"
+    variables = {**carried.qstash.variables, "COUNTERSEAL_PUBLIC_URL": moved_url}
+    async with seal_on(valkey, data_dir, variables, tasks=[report], schedules=CODE) as moved:
+        travel(moved.store, timedelta(minutes=10))
+        await moved.carrying.look(full=True)
+        new = carried.qstash.tick(moved.carriage.schedules.prefix + "a")
+        assert (await carried.qstash.attempt(former)).status_code == 200
+        async with serving(create_app(moved)) as target:
+            url = new.url.replace(moved_url, target)
+            more = {"Upstash-Message-Id": new.id, "Upstash-Schedule-Id": new.schedule}
+            signature = carried.qstash.sign(new.url, new.body)
+            assert (await carried.qstash.send(url, new.body, signature, more)).status_code == 200
+    assert len([job for job in await carried.seal.jobs.list() if job.schedule == "a"]) == 1
+
+
+async def test_a_resume_of_a_schedule_that_qstash_has_lost_makes_it_anew(carried: Carried) -> None:
+    await carried.seal.schedules.put(scheduled(report.call(), HOURLY, id="b"))
+    await carried.seal.schedules.pause("b")
+    del carried.qstash.schedules[at_qstash(carried, "b").id]
+    await carried.seal.schedules.resume("b")
+    assert not at_qstash(carried, "b").paused

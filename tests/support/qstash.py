@@ -105,6 +105,10 @@ class QStashServer:
         self.publishes = 0
         self.refuse: int | None = None
         """Answer publishes, and requests about schedules, with this status, and store nothing."""
+        self.refused_id = ""
+        """The id of a schedule that is answered 400."""
+        self.on_schedule: Callable[[str], Any] | None = None
+        """Awaited with method and path before a request about schedules is dealt with."""
         self.on_publish: Callable[[], Any] | None = None
         """Awaited before a publish is stored; `ConnectionAbortedError` ends the connection within the answer."""
         self.lose_answers = False
@@ -153,6 +157,8 @@ class QStashServer:
             status, answer = self._cancel(path.removeprefix(_MESSAGES))
         elif path.startswith(_SCHEDULES):
             self.asked.append(f"{scope['method']} {path}")
+            if self.on_schedule is not None:
+                await self.on_schedule(self.asked[-1])
             status, answer = self._schedule(
                 scope["method"], path.removeprefix(_SCHEDULES).lstrip("/"), headers, body
             )
@@ -196,6 +202,8 @@ class QStashServer:
             identifier = headers.get("upstash-schedule-id") or f"scd_{next(self._numbers)}"
             if not re.fullmatch(r"[A-Za-z0-9._-]+", identifier):
                 return 400, {"error": "schedule id can only contain alphanumeric characters, hyphens, …"}
+            if identifier == self.refused_id:
+                return 400, {"error": "scripted"}
             if not re.fullmatch(r"(CRON_TZ=\S+ )?(\S+ ){4}\S+", headers.get("upstash-cron", "")):
                 return 400, {"error": "invalid cron"}
             former = self.schedules.get(identifier)

@@ -12,7 +12,7 @@ from counterseal.jobs.probe import probe
 from counterseal.jobs.qstash import QStash
 from counterseal.jobs.qstash_schedules import QStashSchedules
 from counterseal.jobs.schedule_ticks import ScheduleTicks
-from counterseal.jobs.service import by_name
+from counterseal.jobs.service import Jobs, by_name
 from counterseal.jobs.task import Task
 from counterseal.jobs.tracing import Tracing
 from counterseal.jobs.types import PROBE
@@ -52,6 +52,13 @@ class Carriage:
             store,
             keys=keys,
             tasks=known,
+            jobs=Jobs(
+                store,
+                keys=keys,
+                tasks=known.values(),
+                max_payload=settings.jobs.max_payload,
+                carrier=self.carrier,
+            ),
             token=qstash.token,
             public_url=public_url or "",
             url=qstash.url,

@@ -86,10 +86,10 @@ class ScheduleTicks:
             return Made(identifier, runs=False, refusal="malformed")
         entry = await self._entries.get(tick.schedule)
         if entry is None or entry.schedule is None:
-            return await self._not_fired(tick.queue, part, sent, "gone")
+            return await self._not_fired(tick, part, sent, "gone")
         schedule = entry.schedule
         if schedule.paused:
-            return await self._not_fired(tick.queue, part, sent, "skipped")
+            return await self._not_fired(tick, part, sent, "skipped")
         now_ms = self._store.now_ms()
         tick_ms = _tick(schedule, now_ms)
         try:
@@ -110,15 +110,15 @@ class ScheduleTicks:
             await self._note(entry, tick_ms, part)
         return Made(identifier, runs=True, created=made.created)
 
-    async def _not_fired(self, queue: str, part: str, sent: Sent, why: str) -> Made:
+    async def _not_fired(self, tick: Tick, part: str, sent: Sent, why: str) -> Made:
         """A tick that makes no job. One that was made of this message before goes on."""
-        identifier = job_id(queue, part)
+        identifier = job_id(tick.queue, part)
         if await self._jobs.get(identifier) is not None:
             return Made(identifier, runs=True)
         schedules = self._schedules
-        if why == "gone" and schedules is not None and sent.schedule.startswith(schedules.prefix):
+        if why == "gone" and schedules is not None and sent.schedule == schedules.prefix + tick.schedule:
             try:
-                await schedules.forget(sent.schedule)
+                await schedules.gone(tick.schedule)
             except CarrierUnavailable as fault:
                 logger.warning("a schedule that is not stored here is still at QStash: %s", fault)
         return Made(identifier, runs=False, refusal=why)
