@@ -258,15 +258,17 @@ class TestTicks:
         assert (await carried.qstash.attempt(message)).status_code == 200
         assert ran == [job.id] * 3
 
+    @pytest.mark.parametrize("after", [timedelta(0), timedelta(minutes=5)])
     async def test_a_tick_whose_job_is_not_kept_any_more_runs_it_no_second_time(
-        self, carried: Carried, valkey: Server
+        self, carried: Carried, valkey: Server, after: timedelta
     ) -> None:
         await carried.seal.schedules.put(scheduled(report.call(), HOURLY, id="a"))
+        later(carried, after)
         message = carried.qstash.tick(carried.seal.carriage.schedules.prefix + "a")
         await carried.qstash.deliver()
         for key in valkey.client.execute("KEYS", "cs:jobs:{default}:job:*"):
             valkey.client.execute("DEL", key)
-        message.state = "pending"
+        message.state, message.retried = "pending", 1  # the answer was lost
         assert (await carried.qstash.attempt(message)).status_code == 200
         assert len(ran) == 1
 
@@ -425,6 +427,25 @@ class TestWhoMakesTicks:
         if first == "qstash":
             await seal.schedules.enqueue(here)
         assert len([job for job in await seal.jobs.list() if job.schedule == "a"]) == 1
+
+    @pytest.mark.parametrize("ahead_s", [-20, -10, 0, 10, 30])
+    async def test_near_a_change_a_tick_is_made_though_the_clock_of_redis_is_not_that_of_qstash(
+        self, carried: Carried, ahead_s: int
+    ) -> None:
+        seal = carried.seal
+        await seal.schedules.put(scheduled(report.call(), HOURLY, id="a"))
+        schedule = (await seal.schedules.get("a")).schedule
+        former_ms = schedule.next_after(seal.store.now_ms())
+        await seal.schedules.enqueue([call_of(schedule, former_ms)])  # a scheduler has made the one before
+        tick_ms = schedule.next_after(former_ms)
+        later(carried, timedelta(milliseconds=tick_ms - seal.store.now_ms() - 60_000))
+        await seal.schedules.put(scheduled(report.call(), Cron("0 */1 * * *"), id="a"))  # handed over
+        later(carried, timedelta(seconds=60 + ahead_s))
+        carried.qstash.ahead -= timedelta(seconds=ahead_s)
+        status, job = await tick(carried, "a")
+        assert (status, job is not None and job.state) == (200, State.COMPLETED)
+        await seal.schedules.enqueue([call_of(schedule, tick_ms)])
+        assert len([job for job in await seal.jobs.list() if job.schedule == "a"]) == 2
 
 
 @pytest.mark.parametrize("missing", ["COUNTERSEAL_PUBLIC_URL", "QSTASH_TOKEN"])

@@ -95,8 +95,8 @@ class QStashSchedules:
         Answers how many schedules it carries now; when it is not to carry any, how many it did before.
 
         `passed_over` are sources of which a later release tells. `full` also asks QStash what it has, makes anew what
-        is missing there or otherwise, and removes what is not stored here. One round trip to Redis when there is nothing
-        to tell. Raises `CarrierUnavailable`: at once when QStash can't be reached, else once everything was tried.
+        is missing there or otherwise, and removes what is not stored here. One round trip to Redis when there is
+        nothing to tell. Raises `CarrierUnavailable`: at once when QStash can't be reached, else once all was tried.
         """
         there = await self._api.listed(self.prefix) if full and self.active else None
         entries, _ = await self._entries.all()

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from counterseal.core.complaints import Complaints
 from counterseal.core.errors import CarrierUnavailable, CountersealError, StoreError
-from counterseal.jobs.carried import EARLY_MS, Carried
+from counterseal.jobs.carried import Carried
 from counterseal.jobs.job import job_id, split_job_id
 from counterseal.jobs.options import changed
 from counterseal.jobs.qstash_schedule import Tick, delay_of
@@ -36,6 +36,7 @@ CHANGE: Final = timedelta(minutes=2)
 """So long after QStash was given a schedule a scheduler may still make its ticks."""
 
 _CHANGE_MS: Final = CHANGE // timedelta(milliseconds=1)
+_BEHIND_MS: Final = 60_000
 _ATTEMPTS: Final = 5
 
 
@@ -79,7 +80,7 @@ class ScheduleTicks:
         self._complaints = Complaints(logger)
 
     async def make(self, tick: Tick, sent: Sent) -> Made:
-        """Make the job of a tick, unless it is there. Two round trips, four for a new one."""
+        """Make the job of a tick, unless it is there. At most two round trips, four for a new one."""
         part = sha256(f"{tick.schedule}@{sent.message}".encode()).hexdigest()[:32]
         identifier = job_id(tick.queue, part)
         if split_job_id(identifier) is None:
@@ -87,6 +88,8 @@ class ScheduleTicks:
         entry = await self._entries.get(tick.schedule)
         if entry is None or entry.schedule is None:
             return await self._not_fired(tick, part, sent, "gone")
+        if entry.carried.part == part:  # the last job was made of this message, whatever is kept of it
+            return Made(identifier, runs=True)
         schedule = entry.schedule
         if schedule.paused:
             return await self._not_fired(tick, part, sent, "skipped")
@@ -103,12 +106,11 @@ class ScheduleTicks:
                 "no job of the schedule %s can be made: %s", entry.id, fault, now_ms=now_ms, about=entry.id
             )
             return Made(identifier, runs=False, refusal="malformed")
-        if made.id != identifier:
-            return Made(made.id, runs=False, refusal="skipped")
         if made.created:
             await Carried(self._queue(tick.queue)).note(part, sent.message)
             await self._note(entry, tick_ms, part)
-        return Made(identifier, runs=True, created=made.created)
+        is_its_own = made.id == identifier
+        return Made(made.id, is_its_own, made.created, refusal="" if is_its_own else "skipped")
 
     async def _not_fired(self, tick: Tick, part: str, sent: Sent, why: str) -> Made:
         """A tick that makes no job. One that was made of this message before goes on."""
@@ -168,9 +170,16 @@ class _Taking:
 
 
 def _tick(schedule: Schedule, now_ms: int) -> int:
-    """The tick of a message that comes now: the last one before it, but for the time that QStash has kept it."""
-    until_ms = now_ms + EARLY_MS - 1000 * delay_of(schedule) + schedule.delay_ms
-    return latest(schedule, until_ms) or until_ms
+    """The tick of a message that comes now, but for the time that QStash has kept it: the last one.
+
+    The next one when that is near, as the clock of Redis may be behind that of QStash.
+    """
+    now_ms += schedule.delay_ms - 1000 * delay_of(schedule)
+    after_ms = schedule.next_after(now_ms)
+    before_ms = latest(schedule, now_ms)
+    if before_ms is None or after_ms - now_ms <= min(_BEHIND_MS, (after_ms - before_ms) // 4):
+        return after_ms
+    return before_ms
 
 
 def _call(tick: Tick, schedule: Schedule, part: str, name: str) -> Call[Any]:
