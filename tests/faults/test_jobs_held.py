@@ -30,7 +30,7 @@ from counterseal.store.route import FixedRoute
 from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore
 from support.servers import Server
-from support.stores import store_on
+from support.stores import store_on, travel
 from support.waiting import eventually
 
 KEYS = Keys()
@@ -150,6 +150,25 @@ async def test_a_queue_is_leased_one_by_one_only_while_it_has_large_jobs(
     assert len(await jobs.retry_dead(made.id)) == 1
     assert await is_careful()
     assert len((await lease(4)).jobs) == 1
+
+
+async def test_large_jobs_of_a_flow_that_is_held_up_are_leased_one_by_one_when_it_goes_on(
+    store: NativeStore, jobs: Jobs, queue: Queue
+) -> None:
+    @task(name="long")
+    async def long(context: JobContext, text: str) -> None: ...
+
+    flow = Flow("f", rate=7, period=timedelta(minutes=1))
+    await jobs.enqueue_many([long.using(flow=flow).call("x" * 900_000) for _ in range(14)])
+    leased: list[int] = []
+    for call in range(1, 7):
+        if call == 4:
+            travel(store, timedelta(minutes=1))
+        held = (await queue.lease(room=100, worker="w", call=str(call), lease_ms=LEASE_MS)).jobs
+        leased.append(len(held))
+        if held:
+            await queue.finish([Result(one.part, one.token, "completed", 60_000, 0, b"") for one in held])
+    assert leased == [5, 2, 0, 5, 2, 0]
 
 
 # -- what a worker keeps from others -----------------------------------------------------------------------------------

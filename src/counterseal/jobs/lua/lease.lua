@@ -430,7 +430,7 @@ if woken and room <= 0 then -- what this worker has no room for is for another
 end
 
 if large and redis.call('HLEN', states) == 0
-  and redis.call('EXISTS', prefix .. ':ring:0', prefix .. ':ring:1', prefix .. ':ring:2') == 0 then
+  and redis.call('EXISTS', prefix .. ':ring:0', prefix .. ':ring:1', prefix .. ':ring:2', flow_due) == 0 then
   redis.call('HDEL', queue, 'large') -- no job is left that is
 end
 
