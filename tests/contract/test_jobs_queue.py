@@ -488,8 +488,8 @@ async def test_a_parked_job_stands_among_the_dead_letters_until_somebody_can_run
     assert (job.state, job.parked, job.attempt) == (State.RETRYING, True, 0)
     assert len(await jobs.dead(error="NO HANDLER")) == 3
     assert (await stats(jobs, EMAIL)).pending == 3
-    assert await queue.unpark({EMAIL: 2}, count=1) == 1
-    assert await queue.unpark({EMAIL: 2}, count=9) == 1
+    assert len(await queue.unpark({EMAIL: 2}, count=1)) == 1
+    assert len(await queue.unpark({EMAIL: 2}, count=9)) == 1
     assert {whole(one) for one in await lease()} == {first, third}
     assert [(one.id, one.created) for one in await jobs.retry_dead(later)] == [(later, False)]
     assert [whole(one) for one in await lease()] == [later]

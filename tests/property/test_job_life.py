@@ -357,7 +357,7 @@ class Life(RuleBasedStateMachine):
     @rule(schema=st.integers(0, 2))
     def unpark(self, schema: int) -> None:
         parked = [job for job in self.jobs.values() if job.parked and schema >= 1]
-        assert self.run(self.queue.unpark({"t": schema}, count=100)) == len(parked)
+        assert len(self.run(self.queue.unpark({"t": schema}, count=100))) == len(parked)
         for job in parked:
             job.state, job.parked = State.QUEUED, False
 

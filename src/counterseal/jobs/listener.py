@@ -63,21 +63,23 @@ class Listener:
                     *self._told, *self._sent, limit=10_000, on_loss=self._lose
                 ) as messages:
                     failures = 0
-                    self.listening = True
+                    if self.hears:  # it did before, and was cut off
+                        await self._look_for_sent()
+                    self._hear()
                     # On a Cluster the node that has the queue does not know who listens at another one.
                     self.hears = self._store.kind in _SENDING and not self._slots.closing
-                    self._wake.set()
                     async for message in messages:
                         if isinstance(message, Gap):
-                            self.listening = True
-                            await self._look_for_sent()
-                            self._wake.set()
+                            if self._store.kind in _SENDING:
+                                await self._look_for_sent()
+                            self._hear()
                             continue
                         if (source := self._sent.get(message.channel)) is not None:
                             self._take(source, message.data)
                             continue
                         source, kind = self._told[message.channel]
                         if kind == "wake":
+                            source.rests_until = 0.0
                             self._wake.set()
                         else:
                             _obey(source, message.data)
@@ -104,6 +106,13 @@ class Listener:
             with suppress(StoreError):
                 await source.queue.leave(self._worker, lease_ms=self._lease_ms)
         await self._look_for_sent()
+
+    def _hear(self) -> None:
+        """Messages come from now on: whatever could not be served may be again."""
+        self.listening = True
+        for source in self._slots.sources:
+            source.rests_until = 0.0
+        self._wake.set()
 
     def _lose(self) -> None:
         self.listening = False

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from counterseal.core.errors import StoreError
-from counterseal.jobs.scripts import Queue
+from counterseal.jobs.scripts import Batch, Queue
 from counterseal.jobs.task import Task
 
 _AGAIN_S: Final = 1.0
@@ -34,10 +34,16 @@ class Parking:
         self._seen_ms = 0
         """Of those that were parked until then none is for this worker."""
         self._again_at = 0.0
+        self._back: frozenset[str] = frozenset()
+        """As many as there was room for. When this worker gets them there may be more."""
 
-    def note(self, parked_ms: int) -> float:
+    def note(self, batch: Batch) -> float:
         """Take note of what a lease has told. Seconds until the next one is to come."""
-        self._parked_ms = parked_ms
+        if self._back:
+            if self._back <= {leased.part for leased in batch.jobs}:
+                self._again_at = 0.0
+            self._back = frozenset()
+        self._parked_ms = parked_ms = batch.parked_ms
         if parked_ms in (0, self._seen_ms):
             self.due_at = math.inf
             return math.inf
@@ -48,11 +54,12 @@ class Parking:
     async def put_back(self, queue: Queue, room: int) -> None:
         """Put back what this worker can run and has room for. One round trip."""
         asked, parked_ms = min(room, _AT_ONCE), self._parked_ms
+        self._again_at = asyncio.get_running_loop().time() + _AGAIN_S
         try:
             back = await queue.unpark(self._known, count=asked)
         except StoreError:
-            back = -1
-        more = back == asked
-        self._again_at = asyncio.get_running_loop().time() + (0.0 if more else _AGAIN_S)
-        if back == 0 and queue.store.now_ms() - parked_ms > _SURE_MS:
+            return
+        if len(back) == asked:
+            self._back = frozenset(back)
+        elif not back and queue.store.now_ms() - parked_ms > _SURE_MS:
             self._seen_ms = parked_ms

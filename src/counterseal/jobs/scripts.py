@@ -253,8 +253,8 @@ class Queue:
         )
         return reply if isinstance(reply, int) else 0
 
-    async def unpark(self, known: Mapping[str, int], *, count: int) -> int:
-        """Put parked jobs of these types back, of at most these schemas; how many, at most `count`.
+    async def unpark(self, known: Mapping[str, int], *, count: int) -> list[str]:
+        """Put parked jobs of these types back, of at most these schemas; their parts, at most `count`.
 
         They go before all others, and nobody is told of them: who puts them back leases them.
         """
@@ -266,7 +266,7 @@ class Queue:
             count=count,
             known=[word for name, schema in known.items() for word in (name, schema)],
         )
-        return reply if isinstance(reply, int) else 0
+        return [item.decode() for item in _items(reply) if isinstance(item, bytes)]
 
     async def discard(self, parts: Sequence[str], reason: str, *, keep_ms: int) -> int:
         """Take dead letters away; how many there were."""

@@ -41,6 +41,10 @@ class Source:
     """A lease call whose answer did not come: what it leased nobody knows of."""
     refused: bool = False
     """Whether results could not be handed in: nothing is leased before they are."""
+    failures: int = 0
+    """How many times in a row it could not be served."""
+    rests_until: float = 0.0
+    """When to try again then, by the loop's clock."""
     recalled: str = ""
     """A job that was sent here and given back unseen."""
 

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from counterseal.core.background import Background, full_jitter, wait_for_event
-from counterseal.core.errors import ConfigurationError, StoreError
+from counterseal.core.errors import CodecError, ConfigurationError, StoreError
 from counterseal.jobs.leases import keep_leases
 from counterseal.jobs.listener import Listener
 from counterseal.jobs.parking import Parking
@@ -194,23 +194,14 @@ class Worker:
     # -- the loop --------------------------------------------------------------------------------------------------
 
     async def _consume(self) -> None:
-        failures = 0
         while True:
             self._wake.clear()
             leased = self.counts.leased
-            try:
-                pause = await self._turn()
-                self._fruitless = 0 if self.counts.leased > leased else self._fruitless + 1
-                pause = min(pause, self._patience_s())
-                failures = 0
-            except StoreError as fault:
-                failures += 1
-                if failures == 1:
-                    logger.warning("jobs can't be leased or handed in: %s", fault)
-                pause = full_jitter(failures, longest=self._poll_s)
-                self._wake.clear()
+            pause = await self._turn()
+            self._fruitless = 0 if self.counts.leased > leased else self._fruitless + 1
+            pause = min(pause, self._patience_s())
             if self._slots.closing:
-                if not self._left_over(failures):
+                if not self._left_over():
                     return
                 pause = min(pause, _AGAIN_S)
             if pause > 0:
@@ -222,22 +213,42 @@ class Worker:
             return self._poll_s
         return min(self._poll_s, _FIRST_LOOK_S * 2 ** min(max(0, self._fruitless - 1), 10))
 
-    def _left_over(self, failures: int) -> bool:
+    def _left_over(self) -> bool:
         """Whether there is something to do before the loop may end."""
         if self._slots.runs() or not self._left:
             return True
-        return bool(failures < 3 and any(source.results or source.lost_call for source in self._sources))
+        return any(source.failures < 3 and (source.results or source.lost_call) for source in self._sources)
 
     async def _turn(self) -> float:
         """Hand in what has ended and lease what there is room for. Seconds until something is due."""
         if len(self._sources) == 1:
-            return await self._exchange(self._sources[0], self._slots.room())
+            return await self._serve(self._sources[0], self._slots.room())
         pause, order = self._poll_s, self._order()
         # Results of those that follow leave in this turn too. Else a slot stays with the queue whose job had it.
         leaving = [0 if source.refused else len(source.results) for source in order]
         for place, source in enumerate(order):
             freed = sum(leaving[place + 1 :])
-            pause = min(pause, await self._exchange(source, self._slots.room() + freed))
+            pause = min(pause, await self._serve(source, self._slots.room() + freed))
+        return pause
+
+    async def _serve(self, source: Source, room: int) -> float:
+        """One round trip with a queue, unless it rests after a failure, which keeps no other up."""
+        loop = asyncio.get_running_loop()
+        if source.failures and not self._slots.closing and (left := source.rests_until - loop.time()) > 0:
+            return left
+        try:
+            pause = await self._exchange(source, room)
+        except (StoreError, CodecError) as fault:
+            source.failures += 1
+            if source.failures == 1:
+                logger.warning(
+                    "jobs of the queue %s can't be leased or handed in: %s", source.queue.name, fault
+                )
+            # Its results are to come in before their leases have run out.
+            pause = full_jitter(source.failures, longest=min(self._poll_s, self._lease_ms / 3000))
+            source.rests_until = loop.time() + pause
+        else:
+            source.failures = 0
         return pause
 
     def _order(self) -> list[Source]:
@@ -307,7 +318,7 @@ class Worker:
             self._slots.give_back(source)
             return 0.0
         self._slots.start()
-        pause = min(self._poll_s, source.parking.note(batch.parked_ms))
+        pause = min(self._poll_s, source.parking.note(batch))
         if len(batch.jobs) >= min(room, LEASED_AT_ONCE):
             return 0.0 if self._slots.room() > 0 else pause
         return pause if batch.next_ms < 0 else min(pause, max(0.001, batch.next_ms / 1000))

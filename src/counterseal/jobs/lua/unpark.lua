@@ -1,10 +1,10 @@
 -- unpark: puts parked jobs back to their queue, before all others, for a worker that can run them
 -- keys: queue
 -- args: prefix now_ms count known...
--- returns: how many went back; `count` says at most how many
+-- returns: the parts that went back; `count` says at most how many
 -- ttl: none
 -- `known` are pairs: a type, and the latest schema of its argument that this worker reads. It leases in the same round
--- trip. Nobody is woken: a worker of another release would park them again.
+-- trip, so their lanes come first in the rings. Nobody is woken: a worker of another release would park them again.
 local prefix, now, count = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local states = prefix .. ':state'
 local stored = redis.call('HGET', KEYS[1], 'time')
@@ -17,7 +17,7 @@ local function put_back(part, record)
   local priority, flow, extra = string.match(record, '^.[^\n]*\n([^\n]*)\n([^\n]*)\n[^\n]*\n[^\n]*\n([^\n]*)\n')
   if flow == '' then
     if redis.call('LPUSH', prefix .. ':ready:' .. priority, part) == 1 then
-      redis.call('RPUSH', prefix .. ':ring:' .. priority, '')
+      redis.call('LPUSH', prefix .. ':ring:' .. priority, '')
     end
     return
   end
@@ -31,15 +31,15 @@ local function put_back(part, record)
   if not member and not stalled then
     redis.call('HSET', key, 'in' .. priority, 1)
     redis.call('PERSIST', key)
-    redis.call('RPUSH', prefix .. ':ring:' .. priority, flow)
+    redis.call('LPUSH', prefix .. ':ring:' .. priority, flow)
   end
 end
 
-local total = 0
+local all = {}
 for i = 4, #ARGV, 2 do
   local type, schema = ARGV[i], ARGV[i + 1]
   local of = prefix .. ':parked:' .. type
-  local parts = redis.call('ZRANGEBYSCORE', of, '-inf', schema, 'LIMIT', 0, count - total)
+  local parts = redis.call('ZRANGEBYSCORE', of, '-inf', schema, 'LIMIT', 0, count - #all)
   local back = 0
   for n = #parts, 1, -1 do -- the first one goes to the front last
     local part = parts[n]
@@ -51,6 +51,7 @@ for i = 4, #ARGV, 2 do
       redis.call('HSET', states, part, 'queued ' .. token .. ' ' .. attempt .. ' ' .. lost .. ' ' .. now_text)
       put_back(part, record)
       back = back + 1
+      all[#all + 1] = part
     elseif state == 'parked' then -- somebody has deleted its record
       redis.call('HINCRBY', KEYS[1], 'uncounted', 0)
     end
@@ -58,10 +59,9 @@ for i = 4, #ARGV, 2 do
   if back > 0 then
     redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'retrying', -back)
     redis.pcall('HINCRBY', prefix .. ':stats:' .. type, 'queued', back)
-    total = total + back
   end
-  if total >= count then
+  if #all >= count then
     break
   end
 end
-return total
+return all
