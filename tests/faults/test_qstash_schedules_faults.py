@@ -12,9 +12,10 @@ import pytest
 
 from counterseal import JobContext, State, task
 from counterseal.core.errors import CarrierUnavailable
-from counterseal.jobs import qstash_schedule_api
+from counterseal.jobs import qstash_schedule_api, schedule_carrying
+from counterseal.jobs import scheduler as scheduler_module
 from counterseal.jobs.carried import Carried as Calls
-from counterseal.jobs.cron import Cron
+from counterseal.jobs.cron import Cron, Every
 from counterseal.jobs.schedule_job import scheduled
 from counterseal.jobs.scripts import Queue
 from counterseal.store.keys import Keys
@@ -406,3 +407,59 @@ async def test_a_resume_of_a_schedule_that_qstash_has_lost_makes_it_anew(carried
     del carried.qstash.schedules[at_qstash(carried, "b").id]
     await carried.seal.schedules.resume("b")
     assert not at_qstash(carried, "b").paused
+
+
+async def test_while_qstash_hangs_a_scheduler_that_takes_schedules_back_makes_its_own_ticks(
+    carried: Carried, valkey: Server, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler_module, "TAKE_BACK", timedelta(seconds=0.1))
+    never = asyncio.Event()
+
+    async def hang(_: str) -> None:
+        await never.wait()
+
+    carried.qstash.on_schedule = hang
+    variables = {**carried.qstash.variables, "COUNTERSEAL_JOBS_CARRIER": "redis"}
+    code = [*CODE, scheduled(report.call(), Every(timedelta(hours=1)), id="here")]
+    async with seal_on(valkey, data_dir, variables, tasks=[report], schedules=code) as after:
+        scheduler = after.scheduler()
+        async with asyncio.timeout(6):  # one request would be waited for longer
+            await scheduler.look()
+            travel(after.store, timedelta(hours=1))
+            await scheduler.look()
+        assert {job.schedule for job in await after.jobs.list()} == {"here"}
+        never.set()
+        carried.qstash.on_schedule = None
+        travel(after.store, timedelta(seconds=61))
+        await scheduler.look()
+        assert not there(carried)
+
+
+async def test_while_qstash_is_slow_the_code_is_noted_to_be_in_use(
+    valkey: Server, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule_carrying, "_LOOK_S", 0.5)
+    monkeypatch.setattr(schedule_carrying, "_FIRST_S", 0.0)
+    never = asyncio.Event()
+
+    async def hang(_: str) -> None:
+        await never.wait()
+
+    async with carried_on(valkey, data_dir, tasks=[report]) as carried:
+        carried.qstash.on_schedule = hang
+        async with seal_on(
+            valkey, data_dir, carried.qstash.variables, tasks=[report], schedules=CODE
+        ) as seal:
+
+            async def seen_ms() -> int:
+                _, sets = await seal.schedules.entries.all()
+                return sets["application"].seen_ms if "application" in sets else 0
+
+            first_ms = await eventually(seen_ms)
+            travel(seal.store, timedelta(minutes=1))
+
+            async def is_seen_again() -> bool:
+                return await seen_ms() > first_ms
+
+            assert await eventually(is_seen_again, within=5)  # one request would be waited for longer
+        never.set()

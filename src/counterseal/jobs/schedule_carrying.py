@@ -74,7 +74,8 @@ class ScheduleCarrying:
         failures = 0
         while True:
             try:
-                await self.look()
+                async with asyncio.timeout(_LOOK_S):
+                    await self.look()
                 failures = 0
                 pause_s = _LOOK_S * random.uniform(0.7, 1)  # noqa: S311 - spreads load, hides nothing
             except (StoreError, CarrierUnavailable) as fault:
@@ -82,4 +83,6 @@ class ScheduleCarrying:
                 if failures == 1:
                     logger.warning("schedules are brought to QStash later: %s", fault)
                 pause_s = full_jitter(failures, first=_FIRST_S, longest=_LOOK_S)
+            except TimeoutError:
+                pause_s = _FIRST_S  # the next turn goes on, once it has noted that the code is in use
             await asyncio.sleep(pause_s)

@@ -42,6 +42,10 @@ LOOK_UNTOLD_REST: Final = timedelta(seconds=12)
 REFUSED: Final = timedelta(minutes=2)
 """Who may not listen asks again no more often than twice in this time."""
 
+TAKE_BACK: Final = timedelta(seconds=2.5)
+"""So long ticks wait, once a minute, for schedules to be taken back from QStash. `LOOK_UNTOLD_REST` and this are less
+than the least grace."""
+
 _OVERLAP: Final = timedelta(minutes=15)
 _AT_ONCE: Final = 100
 _MS: Final = timedelta(milliseconds=1)
@@ -161,9 +165,11 @@ class Scheduler:
             return
         self._take_back_ms = now_ms + LOOK // _MS
         try:
-            had = await self._schedules.carry()
-        except CarrierUnavailable as fault:
-            self._complaints.tell("schedules can't be taken back from QStash yet: %s", fault, now_ms=now_ms)
+            async with asyncio.timeout(TAKE_BACK.total_seconds()):
+                had = await self._schedules.carry()
+        except (CarrierUnavailable, TimeoutError) as fault:
+            why = str(fault) or "it takes long"
+            self._complaints.tell("schedules can't all be taken back from QStash yet: %s", why, now_ms=now_ms)
             return
         if had:
             self._watch_until_ms = now_ms + _OVERLAP // _MS
