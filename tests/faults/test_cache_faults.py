@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -23,8 +21,9 @@ from counterseal.store.link import LinkOptions
 from counterseal.store.route import FixedRoute
 from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore
+from support.forking import start_script
 from support.leaks import check_leaks
-from support.processes import kill_process, start_process
+from support.processes import Running, kill_process
 from support.relay import Relay
 from support.servers import Server
 from support.stores import native_store, travel
@@ -243,7 +242,7 @@ async def test_a_loader_that_fails_lets_those_of_other_processes_load_for_themse
 async def test_a_process_that_is_killed_while_it_loads_is_replaced_when_its_lease_has_run_out(
     server: Server, tmp_path: Path
 ):
-    child = start_process([sys.executable, str(PROGRAM), "hang", server.url, "-"], tmp_path / "out", tmp_path)
+    child = start_script(PROGRAM, ["hang", server.url, "-"], tmp_path / "out", tmp_path)
     try:
         await eventually(lambda: "begun" in (tmp_path / "out").read_text(), within=20)
         async with cache_on(server) as (store, cache):
@@ -335,11 +334,11 @@ async def test_500_callers_in_four_processes_make_one_load_and_hear_of_it_at_onc
     server: Server, tmp_path: Path, record_property: Callable[[str, object], None]
 ):
     names = [f"p{number}" for number in range(4)]
-    children: list[subprocess.Popen[bytes]] = []
+    children: list[Running] = []
     try:
         for name in names:
-            arguments = [sys.executable, str(PROGRAM), "many", server.url, name]
-            children.append(start_process(arguments, tmp_path / name, tmp_path))
+            child = start_script(PROGRAM, ["many", server.url, name], tmp_path / name, tmp_path)
+            children.append(child)
         await eventually(lambda: all("ready" in (tmp_path / name).read_text() for name in names), within=30)
         server.client.pipeline([("RPUSH", f"go:{name}", "now") for name in names])
         told = [await eventually(lambda name=name: told_by(tmp_path / name), within=20) for name in names]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
@@ -21,8 +19,9 @@ from counterseal.database.engine import Database
 from counterseal.database.outbox import Outbox, OutboxJob, add_job
 from counterseal.database.tables import outbox_jobs
 from support.databases import Place
+from support.forking import start_script
 from support.postgres import Postgres
-from support.processes import freeze_process, kill_process, start_process, thaw_process
+from support.processes import Running, freeze_process, kill_process, thaw_process
 from support.waiting import eventually as waited
 
 PROGRAM = Path(__file__).with_name("outbox_user.py")
@@ -40,19 +39,13 @@ def now_ms() -> int:
 
 
 @pytest.fixture
-def users(place: Place, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def users(place: Place, tmp_path: Path) -> Iterator[Callable[..., Running]]:
     """Starts `outbox_user.py` for a task; what it prints goes to `<task>.log`."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Running] = []
 
-    def start(task: str) -> subprocess.Popen[bytes]:
-        arguments = [
-            sys.executable,
-            str(PROGRAM),
-            task,
-            str(place.data_dir),
-            *([place.url] if place.url else []),
-        ]
-        started.append(start_process(arguments, tmp_path / f"{task}.log", tmp_path))
+    def start(task: str) -> Running:
+        arguments = [task, str(place.data_dir), *([place.url] if place.url else [])]
+        started.append(start_script(PROGRAM, arguments, tmp_path / f"{task}.log", tmp_path))
         return started[-1]
 
     yield start
@@ -107,7 +100,7 @@ def all_done(database: Database, count: int) -> Callable[[], Any]:
 
 
 async def test_a_job_of_a_relay_that_was_killed_runs_in_another_at_once(
-    place: Place, database: Database, tmp_path: Path, users: Callable[..., subprocess.Popen[bytes]]
+    place: Place, database: Database, tmp_path: Path, users: Callable[..., Running]
 ) -> None:
     runs: list[OutboxJob] = []
     await add(database, 1, aggregate="a")
@@ -121,7 +114,7 @@ async def test_a_job_of_a_relay_that_was_killed_runs_in_another_at_once(
 
 
 async def test_a_job_that_a_killed_process_committed_runs_once(
-    place: Place, database: Database, tmp_path: Path, users: Callable[..., subprocess.Popen[bytes]]
+    place: Place, database: Database, tmp_path: Path, users: Callable[..., Running]
 ) -> None:
     runs: list[OutboxJob] = []
     dying = users("commit")
@@ -136,7 +129,7 @@ async def test_a_job_that_a_killed_process_committed_runs_once(
 
 
 async def test_a_job_that_a_killed_process_had_not_committed_never_runs(
-    place: Place, database: Database, tmp_path: Path, users: Callable[..., subprocess.Popen[bytes]]
+    place: Place, database: Database, tmp_path: Path, users: Callable[..., Running]
 ) -> None:
     runs: list[OutboxJob] = []
     dying = users("write")
@@ -151,7 +144,7 @@ async def test_a_job_that_a_killed_process_had_not_committed_never_runs(
 
 
 async def test_a_frozen_relay_keeps_its_job_and_the_order_of_its_aggregate(
-    place: Place, database: Database, tmp_path: Path, users: Callable[..., subprocess.Popen[bytes]]
+    place: Place, database: Database, tmp_path: Path, users: Callable[..., Running]
 ) -> None:
     runs: list[OutboxJob] = []
     looks = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -23,7 +22,8 @@ from counterseal.store.feed import Inbox
 from counterseal.store.keys import Keys
 from counterseal.store.link import LinkOptions
 from counterseal.store.wire import Argument, Reply
-from support.processes import kill_process, start_process
+from support.forking import start_script
+from support.processes import kill_process
 from support.servers import Server
 from support.stores import native_store, store_on, travel
 from support.waiting import eventually
@@ -53,8 +53,7 @@ async def test_eight_processes_together_never_exceed_a_limit_by_one(valkey: Serv
     """The period is so long that meanwhile nothing comes back, in a bucket less than one."""
     count = 301
     logs = [tmp_path / f"{number}.log" for number in range(8)]
-    arguments = [sys.executable, str(HAMMER), valkey.url, str(count), "20"]
-    processes = [start_process(arguments, log, tmp_path) for log in logs]
+    processes = [start_script(HAMMER, [valkey.url, str(count), "20"], log, tmp_path) for log in logs]
 
     def all_say(word: str) -> bool:
         return all(word in log.read_text() for log in logs)

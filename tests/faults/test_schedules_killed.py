@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +12,8 @@ from counterseal.jobs.cron import Cron, Every
 from counterseal.jobs.schedule import Missed
 from counterseal.jobs.schedule_job import scheduled, tick_part
 from counterseal.jobs.scheduler import LEASE
-from support.processes import kill_process, start_process
+from support.forking import start_script
+from support.processes import Running, kill_process
 from support.schedules import next_hour, process_on, report
 from support.servers import Server
 from support.stores import store_on
@@ -25,20 +24,20 @@ HOUR_MS = 3_600_000
 LEASE_MS = LEASE // timedelta(milliseconds=1)
 EVERY_HOUR = scheduled(report.call(), Cron("0 * * * *"), missed=Missed.ALL)
 
-Start = Callable[..., tuple[subprocess.Popen[bytes], Path]]
+Start = Callable[..., tuple[Running, Path]]
 
 
 @pytest.fixture
 def start(valkey: Server, tmp_path: Path) -> Iterator[Start]:
     """Starts a scheduler in a process of its own; it and the file of what it says."""
-    begun: list[subprocess.Popen[bytes]] = []
+    begun: list[Running] = []
 
-    def run(boundary: str, begin_ms: int, hours: int = 1) -> tuple[subprocess.Popen[bytes], Path]:
+    def run(boundary: str, begin_ms: int, hours: int = 1) -> tuple[Running, Path]:
         folder = tmp_path / str(len(begun))
         folder.mkdir()
         said = folder / "said.log"
-        command = [sys.executable, str(PROGRAM), valkey.url, boundary, str(begin_ms), str(hours)]
-        begun.append(start_process(command, said, folder))
+        arguments = [valkey.url, boundary, str(begin_ms), str(hours)]
+        begun.append(start_script(PROGRAM, arguments, said, folder))
         return begun[-1], said
 
     yield run

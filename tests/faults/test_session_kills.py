@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +16,8 @@ from counterseal.core.tokens import hash_token
 from counterseal.sessions import SessionReuseDetected
 from counterseal.sessions.session import Created
 from support.databases import Place
-from support.processes import kill_process, start_process
+from support.forking import start_script
+from support.processes import kill_process
 from support.servers import Server
 from support.session_faults import (
     FORGIVING,
@@ -79,7 +79,7 @@ async def kill_everywhere(
     }
     plan = write_plan(folder, server, place, subjects)
     log = folder / "victim.log"
-    program = start_process([sys.executable, str(PROGRAM), str(plan)], log, folder)
+    program = start_script(PROGRAM, [str(plan)], log, folder)
     try:
         await eventually(lambda: program.poll() is not None, within=120)
     finally:
@@ -235,7 +235,7 @@ async def test_a_revocation_that_was_accepted_without_the_database_outlives_its_
         go = tmp_path / "go"
         plan = write_plan(tmp_path, server, lost.through, {"pending": subjects}, go=str(go))
         log = tmp_path / "victim.log"
-        victim = start_process([sys.executable, str(PROGRAM), str(plan)], log, tmp_path)
+        victim = start_script(PROGRAM, [str(plan)], log, tmp_path)
         try:
             await eventually(lambda: "open" in log.read_text(), within=30)
             lost.take_away()

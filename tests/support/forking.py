@@ -26,7 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final, NoReturn
 
-from support.processes import start_process
+from support.processes import Running, start_process
 
 _PRELOADED: Final = (
     "counterseal.cli.checking",
@@ -85,7 +85,10 @@ class Forked:
 def fork(
     arguments: Sequence[str], *, folder: Path, env: Mapping[str, str], output: int, errors: int
 ) -> Forked:
-    """Start `python -m MODULE …`, in a process group of its own. `output` and `errors` are descriptors."""
+    """Start `python -m MODULE …` or `python SCRIPT …`, in a process group of its own.
+
+    `output` and `errors` are descriptors.
+    """
     request = {"arguments": list(arguments), "folder": str(folder.absolute()), "env": dict(env)}
     payload = json.dumps(request).encode()
     assert len(payload) < _LONGEST
@@ -93,6 +96,15 @@ def fork(
     with theirs:
         socket.send_fds(_forking_process(), [payload], [theirs.fileno(), output, errors])
     return Forked(ours)
+
+
+def start_script(script: Path, arguments: Sequence[str], output: Path, folder: Path) -> Running:
+    """Start a program of the tests with their environment, what it prints appended to `output`."""
+    command = [str(script), *arguments]
+    if not CAN_FORK:
+        return start_process([sys.executable, *command], output, folder)
+    with output.open("ab") as stream:
+        return fork(command, folder=folder, env=os.environ, output=stream.fileno(), errors=stream.fileno())
 
 
 @cache
@@ -182,19 +194,25 @@ def _bind_to(parent: int) -> None:
 
 
 def _become(request: _Request) -> None:
-    """Be `python -m MODULE …` as if it had been started so."""
+    """Be `python …` as if it had been started so."""
     for target, source in ((1, request.output), (2, request.errors)):
         os.dup2(source, target)
         os.close(source)
     os.chdir(request.folder)
     os.environ.clear()
     os.environ.update(request.env)
-    module, *rest = request.arguments
-    sys.orig_argv = [sys.executable, "-m", *request.arguments]
-    sys.argv = [module, *rest]
-    sys.path[0] = request.folder
+    sys.orig_argv = [sys.executable, *request.arguments]
     gc.enable()
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    first, *rest = request.arguments
+    if first == "-m":
+        module = rest[0]
+        sys.argv = rest
+        sys.path[0] = request.folder
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = request.arguments
+        sys.path[0] = str(Path(first).parent)
+        runpy.run_path(first, run_name="__main__")
 
 
 def _main() -> None:

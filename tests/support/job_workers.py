@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from counterseal.core.errors import StoreError
 from counterseal.jobs.service import Jobs
 from support.client import Argument
-from support.processes import kill_process, start_process
+from support.forking import start_script
+from support.processes import Running, kill_process, stands_still
 from support.servers import Server
 from support.waiting import eventually
 
@@ -23,14 +21,13 @@ class JobWorkers:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Running] = []
 
     def start(self, url: str, *arguments: Argument) -> JobWorker:
         """Start one and return at once."""
         folder = self._folder / f"worker{len(self.processes)}"
         folder.mkdir()
-        command = [sys.executable, str(PROGRAM), url, *map(str, arguments)]
-        process = start_process(command, folder / "log", folder)
+        process = start_script(PROGRAM, [url, *map(str, arguments)], folder / "log", folder)
         self.processes.append(process)
         return JobWorker(process, folder)
 
@@ -43,7 +40,7 @@ class JobWorkers:
 class JobWorker:
     """One of them."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+    def __init__(self, process: Running, folder: Path) -> None:
         self.process = process
         self.folder = folder
 
@@ -60,16 +57,11 @@ class JobWorker:
     async def ended(self, within: float = 20) -> int:
         """Wait until it has ended; its exit code, negative for a signal."""
         await eventually(lambda: self.process.poll() is not None, within=within)
-        return self.process.returncode
+        return self.process.wait(0)
 
     async def stopped(self, within: float = 20) -> None:
         """Wait until SIGSTOP has stopped it."""
-        await eventually(self._stopped, within=within)
-
-    def _stopped(self) -> bool:
-        assert self.process.poll() is None, self.log[-2000:]
-        state = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
-        return state is not None and state.si_code == os.CLD_STOPPED
+        await eventually(lambda: stands_still(self.process), within=within)
 
 
 def effects(server: Server) -> dict[bytes, bytes]:

@@ -47,7 +47,7 @@ class Program:
         with self._output.open("wb") as output, self._errors.open("wb") as errors:
             if program is THIS and not fresh and CAN_FORK:
                 self._process: Forked | subprocess.Popen[bytes] = fork(
-                    ["counterseal", *arguments],
+                    ["-m", "counterseal", *arguments],
                     folder=folder,
                     env=env,
                     output=output.fileno(),
@@ -146,7 +146,7 @@ def run_program(
     errors, to_errors = os.pipe()
     try:
         process = fork(
-            ["counterseal", *arguments], folder=folder, env=env, output=to_output, errors=to_errors
+            ["-m", "counterseal", *arguments], folder=folder, env=env, output=to_output, errors=to_errors
         )
     finally:
         os.close(to_output)
