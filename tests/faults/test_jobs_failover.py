@@ -144,14 +144,18 @@ async def _storm(group: Group, workers: JobWorkers, *, seed: int, blows: int, st
             await other.printed("ready")
             if blow % 3 == 0:
                 os.kill(other.process.pid, signal.SIGSTOP)  # the victim is sure to have jobs
-            first = blow * step
-            making = asyncio.create_task(producer.make(range(first, first + step)))
+            numbers = range(blow * step, (blow + 1) * step)
+            early = numbers[: step // 2] if blow % 3 == 1 else numbers
+            making = asyncio.create_task(producer.make(early))
             await eventually(lambda: victim.process.poll() is not None or making.done(), within=60)  # noqa: B023
             os.kill(other.process.pid, signal.SIGCONT)
             if blow % 3 == 1:
                 group.kill()
                 os.kill(other.process.pid, signal.SIGKILL)
+                # However fast the others were made, these are made while there is no primary.
+                late = asyncio.create_task(producer.make(numbers[len(early) :]))
                 await group.heal()
+                await late
                 other = workers.start(group.url, LEASE_MS, "none")
             await making
             await eventually(lambda: none_pending(jobs, "effect", len(producer.accepted)), within=60)
