@@ -219,3 +219,70 @@ async def test_a_cancelled_job_that_is_kept_no_more_is_not_gone(place: Place, st
     assert (len(batch.jobs), batch.gone, await place.gone()) == (1, 0, 0)
     assert await place.pending() == (0, 1)
     assert await store.command("EXISTS", f"{place.queue.prefix}:left") == 0
+
+
+async def test_an_id_whose_job_ran_without_a_record_is_free_for_another_which_is_run_and_not_that_one(
+    place: Place,
+) -> None:
+    asking = mail.using(id="same", flow=ONE)
+    await place.jobs.enqueue(asking, "a")
+    (former,) = (await place.lease()).jobs
+    await place.delete("default.same")
+    assert (await place.jobs.enqueue(asking, "b")).created
+    assert await place.finish(former) is False
+    (leased,) = (await place.lease()).jobs
+    assert b'"b"' in leased.args
+    assert int(leased.token) > int(former.token)
+    assert (await place.pending(), await place.gone()) == ((1, 0), 1)
+    assert await place.finish(former) is False
+    assert await place.finish(leased) is True
+    assert (await place.jobs.stats())["mail"].completed == 1
+    assert await place.pending() == (0, 0)
+
+
+@pytest.mark.parametrize("state", ["scheduled", "retrying", "parked", "queued"])
+async def test_an_id_whose_job_waited_without_a_record_is_free_for_another_which_is_run_at_once(
+    place: Place, store: Store, state: str
+) -> None:
+    await place.jobs.set_parallelism(DEFAULT_QUEUE, 1)
+    await place.jobs.enqueue(mail.using(id="same", delay=HOUR if state == "scheduled" else None), "a")
+    if state != "scheduled":
+        (former,) = (await place.lease()).jobs
+        assert await place.finish(former, state, 10**7)
+    await place.delete("default.same")
+    assert (await place.jobs.enqueue(mail.using(id="same"), "b")).created
+    (leased,) = (await place.lease()).jobs
+    assert b'"b"' in leased.args
+    assert await place.finish(leased)
+    await place.lease()
+    assert (await place.pending(), (await place.jobs.stats())["mail"].total) == ((0, 0), 1)
+    found = (await place.jobs.queues())[0]
+    assert (found.delayed, found.parked) == (0, 0)
+    assert await store.command("EXISTS", f"{place.queue.prefix}:state") == 0
+
+
+async def test_an_id_whose_job_ran_without_a_record_is_free_for_one_that_is_due_later(
+    place: Place, store: Store
+) -> None:
+    await place.jobs.enqueue(mail.using(id="same"), "a")
+    (former,) = (await place.lease()).jobs
+    await place.delete("default.same")
+    assert (await place.jobs.enqueue(mail.using(id="same", delay=HOUR), "b")).created
+    assert (await place.lease()).jobs == []
+    travel(store, HOUR)
+    (leased,) = (await place.lease()).jobs
+    assert (b'"b"' in leased.args, int(leased.token)) == (True, int(former.token) + 1)
+    assert await place.finish(former) is False
+
+
+async def test_counters_that_were_lost_are_right_again_when_a_job_of_before_has_ended(
+    place: Place, store: Store
+) -> None:
+    await place.jobs.enqueue_many([mail.call(str(n)) for n in range(3)])
+    (leased,) = (await place.lease(1)).jobs
+    await store.command("DEL", f"{place.queue.prefix}:stats:mail")
+    assert await place.finish(leased)
+    assert await place.pending() == (2, 0)
+    await place.lease(1)
+    found = (await place.jobs.stats())["mail"]
+    assert (found.running, found.queued, found.completed, found.total) == (1, 1, 1, 3)

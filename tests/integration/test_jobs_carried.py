@@ -170,3 +170,20 @@ async def test_a_parked_job_that_is_deleted_ends_by_the_clock_of_its_queue(
     assert job is not None
     assert job.ended_at is not None
     assert round(job.ended_at.timestamp() * 1000) == ahead
+
+
+async def test_a_carried_job_with_the_id_of_one_that_ran_without_a_record_begins_and_that_one_is_refused(
+    carried: Carried, jobs: Jobs, store: Store
+) -> None:
+    one = Options(id="a", flow=Flow("tenant", parallelism=1, period=timedelta(seconds=30)))
+    await carry(carried, "a", one)
+    former = await begin(carried, "a")
+    await store.command("DEL", f"{carried.queue.prefix}:job:a")
+    await carry(carried, "a", one)
+    leased = await begin(carried, "a")
+    assert int(leased.token) == int(former.token) + 1
+    assert not await carried.settle(former, "retrying", 0, b"")
+    assert (await jobs.stats())["mail"].running == 1
+    assert await carried.queue.finish([Result("a", leased.token, "completed", 60_000, 5, b"")]) == [True]
+    assert await store.command("HGET", f"{carried.queue.prefix}:flow:tenant", "running") == b"0"
+    assert ((await jobs.stats())["mail"].pending, (await jobs.queues())[0].gone) == (0, 1)

@@ -121,9 +121,11 @@ class Tally:
     async def _overview(
         self, name: str
     ) -> tuple[str, tuple[dict[str, int], int, int, int, int, int], Mapping[str, dict[str, int]]]:
-        found = await self._look(name)
-        if "uncounted" in found[0][0]:
-            # Records were found gone, and nobody knows of which types: those that are there are counted again.
+        numbers, types = await self._look(name)
+        lost = any(value < 0 for counters in types.values() for value in counters.values())
+        if lost or "uncounted" in numbers[0]:
+            # Counters were lost, or records were found gone and nobody knows of which types: those that are there are
+            # counted again.
             reply = await self._store.run(
                 _RECOUNT,
                 queue=self._keys.jobs_queue(name),
@@ -131,8 +133,13 @@ class Tally:
                 most=_MOST_RECOUNTED,
             )
             if isinstance(reply, int) and reply >= 0:
-                found = await self._look(name)
-        return name, *found
+                numbers, types = await self._look(name)
+        # In a queue too long for that, jobs of before the loss still end.
+        shown = {
+            kind: {field: max(0, value) for field, value in counters.items()}
+            for kind, counters in types.items()
+        }
+        return name, numbers, shown
 
     async def _look(
         self, name: str
@@ -171,9 +178,7 @@ def _overview(
             for item in types:
                 match item:
                     case [bytes(kind), list() as flat]:
-                        read = read_counters(_flat(flat), key=key)
-                        # Counters that were lost begin anew, while jobs of before them still end.
-                        counters[kind.decode()] = {name: max(0, value) for name, value in read.items()}
+                        counters[kind.decode()] = read_counters(_flat(flat), key=key)
                     case _:
                         raise CodecError("the statistics of jobs can't be read", key=key)
             return (

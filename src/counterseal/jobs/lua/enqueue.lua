@@ -42,12 +42,42 @@ local function hold(key, part, ms)
   redis.call('SET', key, part .. ' ' .. whole(clock() + ms), 'PX', whole(ms + 60000))
 end
 
+local fences = {} -- the last tokens of jobs that had the ids before
+-- Take an id whose job somebody has deleted: nothing of that one may be taken for the new one, or end it.
+local function take_over(part)
+  local state, token, flow = string.match(redis.call('HGET', prefix .. ':state', part) or '',
+    '^(%a+) (%d+) %d+ %d+ %d+ ?([^ \n]*)')
+  if not state then
+    return
+  end
+  fences[part] = token
+  redis.call('HDEL', prefix .. ':state', part)
+  redis.call('HDEL', prefix .. ':cancel', part)
+  redis.call('HDEL', prefix .. ':messages', part)
+  for _, name in ipairs({ ':running', ':delayed', ':parked', ':carried' }) do
+    redis.call('ZREM', prefix .. name, part)
+  end
+  if state == 'retrying' then
+    redis.call('HINCRBY', KEYS[1], 'retrying', -1)
+  elseif state == 'running' and flow ~= '' then -- its slot is free: the next lease sees to what waited for it
+    if redis.call('HINCRBY', prefix .. ':flow:' .. flow, 'running', -1) < 0 then
+      redis.call('HSET', prefix .. ':flow:' .. flow, 'running', 0)
+    end
+    redis.call('ZADD', prefix .. ':flowdue', 0, flow)
+  end
+  redis.pcall('HINCRBY', KEYS[1], 'gone', 1)
+  redis.pcall('HINCRBY', KEYS[1], 'uncounted', 1)
+end
+
 -- Whether a part is taken. One whose job has ended and is kept no more is free, and nothing is left of that job.
 local function is_taken(part)
   local key = prefix .. ':job:' .. part
   local code = redis.call('GETRANGE', key, 0, 0)
-  if code == '' or code == 'p' then
-    return code == 'p'
+  if code == 'p' then
+    return true
+  elseif code == '' then
+    take_over(part)
+    return false
   end
   local ended, keep = string.match(redis.call('GET', key), ENDED)
   if not keep or is_ahead(ended + keep) then
@@ -115,8 +145,12 @@ for i = 3, #ARGV, 5 do
       delayed[#delayed + 1] = due
       delayed[#delayed + 1] = part
       states[#states + 1] = part
-      states[#states + 1] = 'scheduled 0 0 0 ' .. due
+      states[#states + 1] = 'scheduled ' .. (fences[part] or '0') .. ' 0 0 ' .. due
     else
+      if fences[part] then
+        states[#states + 1] = part
+        states[#states + 1] = 'queued ' .. fences[part] .. ' 0 0 ' .. now_text
+      end
       local name = priority .. flow
       local lane = lanes[name]
       if not lane then
@@ -145,8 +179,10 @@ for i = 2, #records, 2 do
   end
 end
 local woken = false
-if #delayed > 0 then
+if #states > 0 then
   redis.call('HSET', prefix .. ':state', unpack(states))
+end
+if #delayed > 0 then
   redis.call('ZADD', prefix .. ':delayed', unpack(delayed))
   woken = true -- somebody has to wake up in time
 end
