@@ -91,27 +91,39 @@ local function look(part, state)
 end
 
 local entries = redis.call('HGETALL', states)
-local freed = {}
+local freed, dropped, parked, retrying = {}, {}, {}, 0
 for i = 1, #entries, 2 do
   local part, entry = entries[i], entries[i + 1]
   local state, flow = string.match(entry, '^(%a+) %d+ %d+ %d+ %d+ ?([^ \n]*)')
   if state and look(part, state == 'parked' and 'retrying' or state) == 'gone' then
-    redis.call('HDEL', states, part)
-    redis.call('HDEL', prefix .. ':cancel', part)
-    redis.call('HDEL', prefix .. ':messages', part)
-    for _, name in ipairs({ ':running', ':delayed', ':parked', ':carried' }) do
-      redis.call('ZREM', prefix .. name, part)
-    end
+    dropped[#dropped + 1] = part
     if state == 'parked' then
-      for _, type in ipairs(types) do
-        redis.call('ZREM', prefix .. ':parked:' .. type, part)
-      end
+      parked[#parked + 1] = part
     elseif state == 'retrying' then
-      redis.call('HINCRBY', queue, 'retrying', -1)
+      retrying = retrying + 1
     elseif state == 'running' and flow ~= '' then
       freed[#freed + 1] = flow
     end
   end
+end
+local function drop(command, key, parts)
+  for i = 1, #parts, 1000 do
+    redis.call(command, key, unpack(parts, i, math.min(i + 999, #parts)))
+  end
+end
+for _, name in ipairs({ ':state', ':cancel', ':messages' }) do
+  drop('HDEL', prefix .. name, dropped)
+end
+for _, name in ipairs({ ':running', ':delayed', ':carried' }) do
+  drop('ZREM', prefix .. name, dropped)
+end
+drop('SREM', prefix .. ':logged', dropped)
+drop('ZREM', prefix .. ':parked', parked)
+for _, type in ipairs(types) do
+  drop('ZREM', prefix .. ':parked:' .. type, parked)
+end
+if retrying > 0 then
+  redis.call('HINCRBY', queue, 'retrying', -retrying)
 end
 for key, state in pairs({ [running] = 'running', [delayed] = 'scheduled' }) do -- those whose entry was deleted
   for _, part in ipairs(redis.call('ZRANGE', key, 0, -1)) do
