@@ -339,7 +339,7 @@ class Life(RuleBasedStateMachine):
             assert self.run(self.queue.discard([part], "deleted", keep_ms=KEEP_MS)) == 1
             if job.letter:
                 del self.jobs[part]
-                job.letter = False
+                job.letter, job.kept_until = False, 0
                 self.jobs[f"{part}-gone"] = job  # it still counts as failed
             else:
                 job.state, job.parked, job.kept_until = State.CANCELLED, False, self.now + KEEP_MS
@@ -348,7 +348,9 @@ class Life(RuleBasedStateMachine):
         ((_, answer),) = self.run(retry_letters(self.queue, [part], new_part=lambda: new))
         if job.letter:
             assert answer == new
-            self.jobs[new] = Known(job.priority, job.flow, None, State.QUEUED)
+            free = not any(job.unique and self._holds(other, job.unique) for other in self.jobs.values())
+            unique, until = job.unique if free else None, self.now + UNIQUE_MS
+            self.jobs[new] = Known(job.priority, job.flow, unique, State.QUEUED, held_until=until)
             job.letter = False
         else:
             assert answer == part
