@@ -26,7 +26,7 @@ from counterseal.store.keys import Keys
 from counterseal.store.link import LinkOptions
 from counterseal.store.rest.store import RestStore
 from counterseal.store.route import FixedRoute, SentinelRoute
-from counterseal.store.target import parse_redis_url
+from counterseal.store.target import Target, parse_redis_url
 from counterseal.store.valkey import NativeStore
 from support.cluster import Cluster
 from support.sentinel import SentinelGroup
@@ -202,6 +202,36 @@ async def test_a_server_that_lost_the_job_does_not_confirm_it(pair: tuple[Server
         await eventually(lambda: store.replicated(key, witnesses=[], replicas=1))
         assert not await store.replicated(key, witnesses=[job], replicas=1)
         assert not await store.replicated(key, witnesses=[], replicas=2)
+
+
+class Leading(FixedRoute):
+    """A route to one server, then to another, as when a sentinel names a new primary."""
+
+    def __init__(self, first: Server, second: Server) -> None:
+        super().__init__(parse_redis_url(first.url).template)
+        self._second = parse_redis_url(second.url).template
+        self.moved = False
+
+    async def resolve(self) -> Target:
+        return self._second if self.moved else await super().resolve()
+
+
+async def test_a_former_primary_that_hangs_confirms_nothing_and_keeps_the_next_one_from_nothing(
+    servers: Callable[..., Server], pair: tuple[Server, Server]
+) -> None:
+    primary, replica = pair
+    await in_step(replica)
+    former = servers()
+    route = Leading(former, primary)
+    options = replace(OPTIONS, connect_timeout=timedelta(seconds=5), command_timeout=timedelta(seconds=1))
+    async with NativeStore(route, options) as store:
+        jobs = jobs_on(store)
+        with pytest.raises(NotReplicated):  # it has no replica
+            await jobs.enqueue(count, 1)
+        former.freeze()  # its connections stay
+        route.moved = True
+        store.link.renew("another is the primary")
+        await eventually(lambda: accepted(jobs), within=30)
 
 
 async def test_a_failover_by_sentinel_loses_no_accepted_job_and_refuses_those_that_a_stalled_replica_lacks(

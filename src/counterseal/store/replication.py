@@ -85,15 +85,22 @@ class Replication:
         ]
         commands.append(("SET", questions[0].key, "", "PX", _MARK_MS))
         commands.append(("WAIT", most, round(WAIT_FACTOR * timeout.total_seconds() * 1000)))
-        *seen, written, had = await connection.send_many(commands)
-        if written != b"OK":  # it is no primary, or has no room: another connection may find a better one
-            connection.abort("the server took no write")
-            had = 0
-        for question, there in zip(questions, seen, strict=True):
-            # This connection may be to another server than the one that wrote: to a new primary, or to a former one.
-            known = not question.witnesses or there == len(question.witnesses)
-            if not question.answer.done():
-                question.answer.set_result(known and isinstance(had, int) and had >= question.replicas)
+        sure = False
+        try:
+            *seen, written, had = await connection.send_many(commands)
+            sure = written == b"OK" and isinstance(had, int) and had >= most
+            for question, there in zip(questions, seen, strict=True):
+                # This may be another server than the one that wrote: a new primary, or a former one.
+                known = not question.witnesses or there == len(question.witnesses)
+                sure = sure and known
+                if not question.answer.done():
+                    enough = written == b"OK" and isinstance(had, int) and had >= question.replicas
+                    question.answer.set_result(known and enough)
+        finally:
+            if (
+                not sure
+            ):  # it may be a former primary, which may hang: the next connection is to the one that is it now
+                connection.abort("replicas did not confirm what was written")
 
     @staticmethod
     def _fail(questions: Sequence[_Question], fault: Exception) -> None:
