@@ -258,7 +258,7 @@ async def test_a_frozen_redis_costs_three_time_outs_and_then_nothing(valkey: Ser
 async def test_what_was_revoked_while_redis_was_frozen_is_dead_when_it_goes_on(
     valkey: Server, place: Place
 ) -> None:
-    options = LinkOptions(connect_timeout=timedelta(seconds=5))
+    options = LinkOptions(connect_timeout=timedelta(seconds=5), breaker=FORGIVING.breaker)
     async with processes(valkey, place, 3, options=options) as apps:
         revoker, busy, idle = apps
         made, kept = await revoker.log_in(), await revoker.log_in()

@@ -195,7 +195,7 @@ class Killable(Postgres):
         for backend in served:
             with suppress(ProcessLookupError):
                 os.kill(backend, signal.SIGKILL)
-        wait_until(lambda: not any(Path(f"/proc/{backend}").exists() for backend in served))
+        wait_until(lambda: all(_has_ended(backend) for backend in served))
 
     def recover(self) -> None:
         """Have it run again. Does nothing when it does."""
@@ -203,3 +203,11 @@ class Killable(Postgres):
             self.start()
         else:
             self.thaw()
+
+
+def _has_ended(pid: int) -> bool:
+    """Also when nobody has asked yet how: what it held is free from then on."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
