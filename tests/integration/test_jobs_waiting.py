@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from types import TracebackType
 from typing import Any
 
+import pytest
+
+from counterseal.jobs import watch
 from counterseal.jobs.context import JobContext
 from counterseal.jobs.job import State
 from counterseal.jobs.scripts import Queue, Result
 from counterseal.jobs.service import Jobs
 from counterseal.jobs.task import task
+from counterseal.store.base import Gap, Message, Subscription
 from counterseal.store.keys import Keys
+from counterseal.store.link import LinkOptions
+from counterseal.store.route import FixedRoute
+from counterseal.store.target import parse_redis_url
+from counterseal.store.valkey import NativeStore
 from support.monitor import monitored
 from support.servers import Server
 from support.stores import store_on
 from support.waiting import eventually
 
 KEYS = Keys()
+PATIENT = LinkOptions(connect_timeout=timedelta(seconds=5), command_timeout=timedelta(seconds=5))
 
 
 @task(name="nothing")
@@ -37,6 +48,70 @@ async def test_waiting_for_a_job_costs_two_commands_however_long_it_takes(server
             assert job.state is State.QUEUED
             await eventually(lambda: commands.count("evalsha") == 2)
             assert set(commands) <= {"evalsha", "subscribe", "unsubscribe", "client", "hello", "info"}
+
+
+class Unheard(Subscription):
+    """A subscription whose messages all get lost, and nobody is told."""
+
+    def __init__(self, inner: Subscription) -> None:
+        self._inner = inner
+
+    async def __aenter__(self) -> AsyncIterator[Message | Gap]:
+        return self._told(await self._inner.__aenter__())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._inner.__aexit__(kind, error, trace)
+
+    async def _told(self, messages: AsyncIterator[Message | Gap]) -> AsyncIterator[Message | Gap]:
+        async for message in messages:
+            if isinstance(message, Gap):
+                yield message
+
+
+class UnheardStore(NativeStore):
+    def __init__(self, server: Server) -> None:
+        super().__init__(FixedRoute(parse_redis_url(server.url).template), PATIENT, kind="sentinel")
+
+    def subscribe(
+        self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
+    ) -> Subscription:
+        return Unheard(super().subscribe(*channels, limit=limit, on_loss=on_loss))
+
+
+async def by_wait(jobs: Jobs, identifier: str) -> State | None:
+    job = await jobs.wait(identifier, timedelta(minutes=10))
+    return job and job.state
+
+
+async def by_watch(jobs: Jobs, identifier: str) -> State | None:
+    states = [update.job.state async for update in jobs.watch(identifier) if update.job is not None]
+    assert states == [State.RUNNING, State.COMPLETED]  # nothing is told twice
+    return states[-1]
+
+
+@pytest.mark.parametrize("following", [by_wait, by_watch])
+async def test_the_end_of_a_job_is_seen_though_its_message_got_lost_unseen(
+    servers: Any, following: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: Server = servers()
+    monkeypatch.setattr(watch, "_LOOK_AGAIN_S", 0.05)
+    async with UnheardStore(server) as store:
+        jobs = Jobs(store, keys=KEYS, tasks=[nothing])
+        queue = Queue(store, KEYS, "default")
+        made = await jobs.enqueue(nothing)
+        (leased,) = (await queue.lease(room=1, worker="w", call="1", lease_ms=15_000)).jobs
+        before = int(server.info("commandstats")["cmdstat_evalsha"].split(",")[0].removeprefix("calls="))
+        follower = asyncio.create_task(following(jobs, made.id))
+        await eventually(
+            lambda: (
+                int(server.info("commandstats")["cmdstat_evalsha"].split(",")[0].removeprefix("calls="))
+                >= before + 3
+            )
+        )
+        assert await queue.finish([Result(leased.part, leased.token, "completed", 60_000, 0, b"")]) == [True]
+        assert await asyncio.wait_for(follower, 20) is State.COMPLETED
 
 
 async def test_who_waits_for_a_job_hears_of_its_end_after_a_lost_connection(servers: Any) -> None:

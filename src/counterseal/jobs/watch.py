@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -60,6 +61,7 @@ class Watch:
         self._store = store
         self._keys = keys
         self._read = read
+        self._look_s = math.inf if store.kind in _PUSHED else _LOOK_AGAIN_S
 
     async def wait(self, identifier: str, timeout: timedelta) -> Job | None:
         """A job when it has ended, or as it is when the time is over.
@@ -72,10 +74,9 @@ class Watch:
             return None
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout / timedelta(seconds=1)
-        look_s = math.inf if self._store.kind in _PUSHED else _LOOK_AGAIN_S
         while True:
             try:
-                return await self._until_ended(identifier, *ids, deadline=deadline, look_s=look_s)
+                return await self._until_ended(identifier, *ids, deadline=deadline, look_s=self._look_s)
             except SubscriberTooSlow:  # what was told meanwhile is seen by reading
                 continue
 
@@ -103,27 +104,34 @@ class Watch:
                 await end((listening,))
 
     async def updates(self, identifier: str) -> AsyncIterator[JobUpdate]:
-        """What a job tells, until it has ended. Nothing when there is none."""
+        """What a job tells, until it has ended. Nothing when there is none.
+
+        Over REST, Sentinel and a Cluster it is also read when nothing was told for 5 s, so its end is not missed.
+        """
         ids = split_job_id(identifier)
         if ids is None:
             return
         live, part = self._keys.jobs_live(*ids), ids[1].encode()
-        async with self._store.subscribe(live, f"{self._keys.jobs_prefix(ids[0])}:ended") as messages:
+        async with (
+            self._store.subscribe(live, f"{self._keys.jobs_prefix(ids[0])}:ended") as messages,
+            aclosing(_or_silence(messages, self._look_s)) as told,
+        ):
             job = await self._read(identifier)
             if job is None:
                 return
             yield JobUpdate(progress=job.progress, job=job)
             if job.state.terminal:
                 return
-            async for message in messages:
-                update = None if isinstance(message, Gap) else _update(message, live)
+            async for message in told:
+                update = _update(message, live) if isinstance(message, Message) else None
                 if update is not None:
                     yield update
-                elif isinstance(message, Gap) or part in message.data.split():
+                elif not isinstance(message, Message) or part in message.data.split():
                     job = await self._read(identifier)
                     if job is None:
                         return
-                    yield JobUpdate(progress=job.progress, job=job)
+                    if message is not None or job.state.terminal:
+                        yield JobUpdate(progress=job.progress, job=job)
                     if job.state.terminal:
                         return
 
@@ -151,10 +159,39 @@ class Watch:
                     yield event
 
 
+async def _or_silence(
+    messages: AsyncIterator[Message | Gap], silence_s: float
+) -> AsyncGenerator[Message | Gap | None]:
+    """The messages, and None when none has come for so long."""
+    if silence_s == math.inf:
+        async for message in messages:
+            yield message
+        return
+    coming: asyncio.Task[Message | Gap | None] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.create_task(_next(messages), name="counterseal: watch a job")
+            await asyncio.wait((coming,), timeout=silence_s)
+            if not coming.done():
+                yield None
+                continue
+            message, coming = coming.result(), None
+            if message is None:
+                return
+            yield message
+    finally:
+        if coming is not None:
+            await end((coming,))
+
+
+async def _next(messages: AsyncIterator[Message | Gap]) -> Message | Gap | None:
+    return await anext(messages, None)
+
+
 async def _tell(told: asyncio.Event, messages: AsyncIterator[Message | Gap], part: bytes) -> None:
     try:
         async for message in messages:
-            if isinstance(message, Gap) or part in message.data:
+            if isinstance(message, Gap) or (part in message.data and part in message.data.split()):
                 told.set()
     finally:
         told.set()

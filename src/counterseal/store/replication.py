@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from counterseal.core.background import end
@@ -38,6 +39,8 @@ class Replication:
     def __init__(self, link: Link) -> None:
         self._link = link
         self._connection: Connection | None = None
+        self._timeout = timedelta(0)
+        """How long a command to its server may take."""
         self._questions: list[_Question] = []
         self._asking: asyncio.Task[None] | None = None
         self._closed = False
@@ -74,17 +77,16 @@ class Replication:
                     raise
 
     async def _round(self, questions: list[_Question]) -> None:
-        target = await self._link.route.resolve()
-        timeout = self._link.options.bounds(target).timeout
         connection = self._connection
         if connection is None or connection.closed:
-            connection = self._connection = await self._link.dedicated((WAIT_FACTOR + 1) * timeout)
+            self._timeout = self._link.options.bounds(await self._link.route.resolve()).timeout
+            connection = self._connection = await self._link.dedicated((WAIT_FACTOR + 1) * self._timeout)
         most = max(question.replicas for question in questions)
         commands: list[Command] = [
             ("EXISTS", *question.witnesses) if question.witnesses else ("PING",) for question in questions
         ]
         commands.append(("SET", questions[0].key, "", "PX", _MARK_MS))
-        commands.append(("WAIT", most, round(WAIT_FACTOR * timeout.total_seconds() * 1000)))
+        commands.append(("WAIT", most, round(WAIT_FACTOR * self._timeout.total_seconds() * 1000)))
         sure = False
         try:
             *seen, written, had = await connection.send_many(commands)
@@ -97,9 +99,7 @@ class Replication:
                     enough = written == b"OK" and isinstance(had, int) and had >= question.replicas
                     question.answer.set_result(known and enough)
         finally:
-            if (
-                not sure
-            ):  # it may be a former primary, which may hang: the next connection is to the one that is it now
+            if not sure:  # it may be a former primary, one that hangs: the next round asks who is it now
                 connection.abort("replicas did not confirm what was written")
 
     @staticmethod
