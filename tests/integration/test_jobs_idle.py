@@ -106,10 +106,10 @@ async def rest_without_channels(server: Server) -> AsyncGenerator[Store]:
 
 
 @pytest.mark.parametrize("connection", [rest, rest_without_channels])
-async def test_a_worker_and_a_scheduler_over_rest_send_at_most_one_command_in_five_seconds(
+async def test_a_worker_and_a_scheduler_over_rest_look_at_most_once_in_five_seconds(
     servers: Any, connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hundred times as fast as they are."""
+    """A hundred times as fast as they are. The clock of the store, which is read as often as ever, counts apart."""
     server: Server = servers()
     for name in ("LOOK", "LOOK_UNTOLD", "LOOK_UNTOLD_REST"):
         monkeypatch.setattr(scheduler, name, getattr(scheduler, name) / 100)

@@ -112,3 +112,30 @@ async def test_a_slow_reading_is_taken_again_and_the_quicker_one_counts():
 
     await clock.read(answer)
     assert (travels, clock.skew_ms) == ([], 1)
+
+
+async def test_where_every_round_trip_takes_as_long_a_reading_is_one_command():
+    machine = Machine()
+    clock = StoreClock(machine)
+    travels: list[int] = []
+    asked = 0
+
+    async def answer() -> tuple[int, int]:
+        nonlocal asked
+        asked += 1
+        now = SERVER_MS + machine.passed_ms
+        machine.passed_ms += travels.pop(0)
+        return now // 1000, now % 1000 * 1000
+
+    counts: list[int] = []
+    for travels in (
+        [80, 90],
+        [100],
+        [140],
+        [300, 90],
+        [130],
+    ):  # what is far longer than the last is taken again
+        asked = 0
+        await clock.read(answer)
+        counts.append(asked)
+    assert counts == [2, 1, 1, 2, 1]

@@ -32,6 +32,8 @@ class StoreClock:
         """How far the time that is told is ahead of the steady counter."""
         self._old_from_ms = sys.maxsize
         """From when on, by the steady counter, the last reading is too old."""
+        self._quick_ms = _QUICK_MS
+        """A round trip that takes no longer is as quick as they are here."""
         self._stale = asyncio.Event()
 
     def now_ms(self) -> int:
@@ -54,7 +56,8 @@ class StoreClock:
     async def read(self, time: Callable[[], Awaitable[tuple[int, int]]]) -> None:
         """Take a reading. `time` answers TIME: seconds and microseconds. Half the round trip is taken as its age.
 
-        A slow round trip is made once more, and the quicker one counts: its age is better known.
+        A round trip that is slow, as they are here, is made once more, and the quicker one counts: its age is better
+        known.
         """
         quickest: int | None = None
         for _ in range(2):
@@ -66,8 +69,9 @@ class StoreClock:
                 self._offset_ms = seconds * 1000 + micros // 1000 - (before + after) // 2
                 self._ahead_ms = self._offset_ms + self._travelled_ms
                 self._old_from_ms = after + _ms(MAX_AGE) + 1
-            if quickest <= _QUICK_MS:
+            if quickest <= self._quick_ms:
                 break
+        self._quick_ms = max(_QUICK_MS, 3 * (quickest or 0) // 2)
         self._stale.clear()
 
     async def keep(self, time: Callable[[], Awaitable[tuple[int, int]]]) -> None:
