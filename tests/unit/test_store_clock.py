@@ -128,14 +128,8 @@ async def test_where_every_round_trip_takes_as_long_a_reading_is_one_command():
         return now // 1000, now % 1000 * 1000
 
     counts: list[int] = []
-    for travels in (
-        [80, 90],
-        [100],
-        [140],
-        [300, 90],
-        [130],
-    ):  # what is far longer than the last is taken again
-        asked = 0
+    for taken in ([80, 90], [100], [140], [300, 90], [130]):  # far longer than the last is taken again
+        asked, travels = 0, taken
         await clock.read(answer)
         counts.append(asked)
     assert counts == [2, 1, 1, 2, 1]
