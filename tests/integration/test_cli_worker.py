@@ -190,7 +190,7 @@ def test_a_memory_limit_at_which_it_would_begin_anew_for_ever_is_refused(
 async def test_a_worker_that_stands_still_or_was_killed_does_not_pass_the_check(
     valkey: Server, folder: Path
 ) -> None:
-    with Program(WORKER, folder=folder, settings=environment_of(valkey), fresh=True) as program:
+    with Program(WORKER, folder=folder, settings=environment_of(valkey)) as program:
         wait_until(lambda: consumes(folder), within=20)
         freeze_process(program._process)
         late = wait_until(
