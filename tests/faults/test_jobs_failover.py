@@ -22,7 +22,7 @@ from counterseal.jobs.task import task
 from counterseal.store.keys import Keys
 from counterseal.store.open import open_store
 from support.cluster import Cluster
-from support.job_workers import JobWorkers, effects, job_states, none_pending, runs_so_far
+from support.job_workers import JobWorker, JobWorkers, effects, job_states, none_pending, runs_so_far
 from support.sentinel import SentinelGroup
 from support.servers import Server
 from support.waiting import eventually
@@ -124,11 +124,23 @@ class Producer:
         return True
 
 
+async def _start_until_ready(workers: JobWorkers, url: str) -> JobWorker:
+    """Start a worker as a supervisor does: again when it has ended because nobody takes writes."""
+    async with asyncio.timeout(60):
+        while True:
+            worker = workers.start(url, LEASE_MS, "none")
+            await eventually(lambda: "ready" in worker.log or worker.process.poll() is not None, within=20)  # noqa: B023
+            if "ready" in worker.log:
+                return worker
+            assert await worker.ended() == 1
+            assert "counterseal.core.errors.Store" in worker.log, worker.log[-2000:]
+
+
 async def _storm(group: Group, workers: JobWorkers, *, seed: int, blows: int, step: int) -> None:
     """Blows that fall while jobs are made. Before the next one all have ended, so no job meets three of them.
 
     In each a worker kills itself with jobs in its hands. In the middle one of every three the primary is killed then,
-    and the other worker while there is no primary; another takes its place when there is one.
+    and the other worker while there is no primary; another is started at once, and again until there is one.
     """
     draw = random.Random(seed)
     settings = Settings.load({"REDIS_URL": group.url, "COUNTERSEAL_COMMAND_TIMEOUT": "1s"})
@@ -154,9 +166,10 @@ async def _storm(group: Group, workers: JobWorkers, *, seed: int, blows: int, st
                 os.kill(other.process.pid, signal.SIGKILL)
                 # However fast the others were made, these are made while there is no primary.
                 late = asyncio.create_task(producer.make(numbers[len(early) :]))
+                starting = asyncio.create_task(_start_until_ready(workers, group.url))
                 await group.heal()
                 await late
-                other = workers.start(group.url, LEASE_MS, "none")
+                other = await starting
             await making
             await eventually(lambda: none_pending(jobs, "effect", len(producer.accepted)), within=60)
             if victim.process.poll() is None:  # the other one had the jobs
