@@ -7,17 +7,17 @@ from datetime import timedelta
 
 import pytest
 
-from counterseal.core.errors import ConfigurationError, StoreUnavailable
+from counterseal.core.errors import ConfigurationError, StoreTimeout, StoreUnavailable
 from counterseal.core.settings import Settings
 from counterseal.store.base import Gap, Message, Store
 from counterseal.store.breaker import BreakerPolicy
 from counterseal.store.link import LinkOptions
 from counterseal.store.open import open_store
 from counterseal.store.route import SentinelRoute
-from counterseal.store.target import parse_redis_url
+from counterseal.store.target import Target, parse_redis_url
 from counterseal.store.valkey import NativeStore
 from support.load import under_load
-from support.relay import TlsRelay
+from support.relay import Relay, TlsRelay
 from support.sentinel import SERVICE, SentinelGroup
 from support.waiting import eventually
 
@@ -43,6 +43,19 @@ def locked() -> Iterator[SentinelGroup]:
         password=secrets.token_urlsafe(12), sentinel_password=secrets.token_urlsafe(12)
     ) as group:
         yield group
+
+
+class FallsSilent(SentinelRoute):
+    """A route whose sentinel, behind a relay, falls silent once it has answered."""
+
+    def __init__(self, url: str, relay: Relay) -> None:
+        super().__init__(parse_redis_url(url))
+        self._relay = relay
+
+    async def resolve(self) -> Target:
+        target = await super().resolve()
+        self._relay.hold()
+        return target
 
 
 def at(url: str) -> Store:
@@ -175,6 +188,55 @@ async def test_sentinels_behind_tls_are_asked_over_tls(sentinels: SentinelGroup)
             assert (await route.resolve()).port == sentinels.primary.port
         finally:
             await route.close()
+
+
+async def test_a_sentinel_that_takes_no_leave_does_not_hide_why_opening_failed(sentinels: SentinelGroup):
+    async with TlsRelay(sentinels.sentinels[0]) as tls, Relay(tls.port) as relay:
+        url = f"rediss+sentinel://localhost:{relay.port}/{SERVICE}?ssl_ca_certs={tls.ca_file}"
+        route = FallsSilent(url, relay)
+        async with asyncio.timeout(10):
+            with pytest.raises(StoreTimeout, match="no TLS connection"):
+                await NativeStore(route, OPTIONS, kind="sentinel").open()  # the primary speaks no TLS
+        assert relay.held
+
+
+@pytest.mark.parametrize("frozen", ["sentinels", "primary"])
+async def test_opening_says_within_seconds_that_nobody_answers(sentinels: SentinelGroup, frozen: str):
+    group = sentinels.sentinels if frozen == "sentinels" else [sentinels.primary]
+    for server in group:
+        server.freeze()
+    route = SentinelRoute(parse_redis_url(sentinels.url), timeout=0.3)
+    store = NativeStore(route, OPTIONS, kind="sentinel")
+    try:
+        async with asyncio.timeout(5):
+            with pytest.raises(
+                StoreUnavailable, match=r"no sentinel can be reached|did not answer within 300 ms"
+            ):
+                await store.open()
+    finally:
+        for server in group:
+            server.thaw()
+
+
+async def test_whoever_opens_during_a_failover_is_let_in_or_refused_at_once(sentinels: SentinelGroup):
+    async def opened() -> bool:
+        store = NativeStore(SentinelRoute(parse_redis_url(sentinels.url)), OPTIONS, kind="sentinel")
+        try:
+            async with asyncio.timeout(5), store:
+                return store.available
+        except StoreUnavailable:
+            return False
+
+    former = sentinels.kill_primary()
+    finding = asyncio.create_task(sentinels.wait_for_new_primary(former))
+    refused = 0
+    while not finding.done():
+        refused += not await opened()
+    await finding
+    healing = asyncio.create_task(asyncio.to_thread(sentinels.heal))
+    await eventually(opened, within=5)
+    await healing
+    assert refused > 0
 
 
 async def test_sentinels_and_servers_may_want_different_passwords(locked: SentinelGroup):
