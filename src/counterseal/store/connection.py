@@ -55,18 +55,24 @@ class Bounds:
 
 
 class _Collector:
-    """Stands in the order of replies for a run of commands, and gathers theirs."""
+    """Stands in the order of replies for a run of commands, and gathers theirs.
 
-    __slots__ = ("future", "left", "replies")
+    What is `pushed` has one reply more when it was refused: else the server answers it by what it sends unasked.
+    """
 
-    def __init__(self, future: asyncio.Future[list[Reply]], left: int) -> None:
+    __slots__ = ("future", "left", "pushed", "replies")
+
+    def __init__(self, future: asyncio.Future[list[Reply]], left: int, *, pushed: bool = False) -> None:
         self.future = future
         self.left = left
+        self.pushed = pushed
         self.replies: list[Reply] = []
 
     def take(self, reply: Reply) -> bool:
         """Add the next reply. True when it was the last."""
         self.replies.append(reply)
+        if self.pushed and isinstance(reply, CommandError) and not _is_of_ping(reply):
+            return False  # that of the PING follows
         self.left -= 1
         if self.left:
             return False
@@ -153,6 +159,17 @@ class Connection(asyncio.Protocol):
     def send_many(self, commands: Sequence[Command]) -> Awaitable[list[Reply]]:
         """Issue commands together, in order, and gather their replies. Errors are items of the answer."""
         return self._issue_many([pack(command) for command in commands])
+
+    def send_pushed(self, command: Command) -> asyncio.Future[list[Reply]]:
+        """Issue a command whose answer is pushed, as that of SUBSCRIBE; done after what it caused was pushed.
+
+        A PING goes with it, which is answered last. A command that is refused answers two: its error comes first.
+        """
+        if self._closed is not None:
+            raise StoreUnavailable(self._closed)
+        collector = _Collector(self._loop.create_future(), 1, pushed=True)
+        self._append(pack(command) + pack(("PING",)), collector)
+        return collector.future
 
     async def send_transaction(self, commands: Sequence[Command]) -> list[Reply]:
         """MULTI, the commands and EXEC in one write. Raises `TransactionAborted` with the first cause."""
@@ -414,6 +431,11 @@ class Connection(asyncio.Protocol):
                 future.set_exception(StoreUnavailable(reason))
         self._room.close(reason)
         self._on_lost(self, reason)
+
+
+def _is_of_ping(error: CommandError) -> bool:
+    """Whether it is the PING that this user may not run, which is an answer too."""
+    return "'ping' command" in str(error)
 
 
 def _is_full(reply: Reply) -> bool:

@@ -11,19 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-from redis.asyncio import Redis
-from redis.asyncio.connection import Connection as RedisConnection
-from redis.asyncio.connection import ConnectionPool, SSLConnection, UnixDomainSocketConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, RedisError
-
-from counterseal.core.background import apart, end, full_jitter
+from counterseal.core.background import end, full_jitter, wait_for_event
 from counterseal.core.errors import (
     CommandError,
     CountersealError,
@@ -32,9 +26,10 @@ from counterseal.core.errors import (
     SubscriberTooSlow,
 )
 from counterseal.store.base import Gap, Message, Subscription
-from counterseal.store.link import FIRST_PAUSE_S, LONGEST_PAUSE_S
+from counterseal.store.connection import Connection
+from counterseal.store.link import FIRST_PAUSE_S, LONGEST_PAUSE_S, Link, LinkOptions
 from counterseal.store.route import Route
-from counterseal.store.target import Target
+from counterseal.store.wire import Reply, raised
 
 logger = logging.getLogger(__name__)
 
@@ -106,20 +101,6 @@ class Inbox(Subscription):
             yield item
 
 
-class PubSub(Protocol):
-    """What is used of redis-py's `PubSub`, whose own annotations leave its arguments open."""
-
-    async def subscribe(self, *channels: str) -> object: ...
-
-    async def unsubscribe(self, *channels: str) -> object: ...
-
-    async def ping(self) -> object: ...
-
-    async def get_message(self, *, timeout: float) -> dict[str, Any] | None: ...
-
-    async def aclose(self) -> None: ...
-
-
 class Listening(Protocol):
     """What an `Inbox` needs of whoever fills it."""
 
@@ -133,66 +114,82 @@ class Listening(Protocol):
 
 
 class _Session:
-    """One connection: how often it was asked for a channel without having confirmed, and whether it ever confirmed.
+    """One connection: how often it was asked for a channel without having confirmed, and whether it ever confirmed."""
 
-    Commands are written one at a time, and none while the connection is closed: redis-py can't do two things at once.
-    """
-
-    def __init__(self, target: Target) -> None:
-        self._client = _client(target)
-        self._pubsub = cast("PubSub", self._client.pubsub())  # pyright: ignore[reportUnknownMemberType]
-        self._writing = asyncio.Lock()
-        self._closed = False
+    def __init__(
+        self, *, on_push: Callable[[_Session, list[Any]], None], on_lost: Callable[[_Session], None]
+    ) -> None:
         self.asked: Counter[str] = Counter()
         self.well = False
+        self._on_push = on_push
+        self._on_lost = on_lost
+        self._connection: Connection | None = None
+        self._lost = asyncio.Event()
 
-    def ask(self, channels: Sequence[str]) -> Coroutine[Any, Any, None]:
-        """Ask for channels. They count as asked for from the call on, before anything is sent."""
+    async def open(self, link: Link) -> None:
+        """Connect. Raises what `Link.dedicated` does."""
+        self._connection = await link.dedicated(
+            timedelta(seconds=_ANSWER_WITHIN), on_lost=self._note_loss, on_push=self._take
+        )
+
+    def ask(self, channels: Sequence[str]) -> Awaitable[None]:
+        """Ask for channels, at once. Returns when they are confirmed; raises `CommandError` when one is refused."""
         self.asked.update(channels)
-        return self._write(self._pubsub.subscribe, *channels)
+        return _confirmed(self._issue("SUBSCRIBE", channels))
 
-    def leave(self, channels: Sequence[str]) -> Coroutine[Any, Any, None]:
-        """Let channels go."""
-        return self._write(self._pubsub.unsubscribe, *channels)
+    def leave(self, channels: Sequence[str]) -> None:
+        """Let channels go, at once."""
+        with suppress(StoreUnavailable):
+            self._issue("UNSUBSCRIBE", channels).add_done_callback(_retrieved)
 
-    def ping(self) -> Awaitable[object]:
-        """Have the server say something."""
-        return self._write(self._pubsub.ping)
-
-    def next(self, within: float) -> Awaitable[dict[str, Any] | None]:
-        """What arrives next; None when nothing does within so many seconds."""
-        return self._pubsub.get_message(timeout=within)
-
-    async def close(self) -> None:
-        """Let the connection go, after what is being written, if that does not take too long."""
-        self._closed = True
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_ANSWER_WITHIN), self._writing:
-                pass
-        try:
-            await self._pubsub.aclose()
-        finally:
-            await self._client.aclose()
-
-    async def _write(self, command: Callable[..., Awaitable[object]], *channels: str) -> None:
-        async with self._writing:
-            if self._closed:
-                raise StoreUnavailable("the connection to Redis was lost")
+    async def watch(self) -> None:
+        """Ask for a sign of life now and then. Raises `StoreUnavailable` once the connection is lost or silent."""
+        connection = self._opened()
+        while not connection.closed and not await wait_for_event(self._lost, _QUIET):
             try:
-                await command(*channels)
-            except RuntimeError as error:  # by which uvloop says that the transport is closed
-                raise StoreUnavailable("the connection to Redis was lost") from error
+                await connection.send(("PING",))
+            except CommandError:
+                continue  # refused, but answered
+            except StoreUnavailable:
+                self.close("Redis has been silent for too long")
+        raise StoreUnavailable("the connection to Redis was lost")
+
+    def close(self, reason: str = "nobody listens any more") -> None:
+        """Let the connection go. Safe to call twice, and before it came."""
+        if self._connection is not None:
+            self._connection.abort(reason)
+
+    def _opened(self) -> Connection:
+        if self._connection is None:
+            raise StoreUnavailable("there is no connection to Redis")
+        return self._connection
+
+    def _issue(self, name: str, channels: Sequence[str]) -> asyncio.Future[list[Reply]]:
+        return self._opened().send_pushed((name, *channels))
+
+    def _take(self, connection: Connection, push: list[Any]) -> None:
+        try:
+            self._on_push(self, push)
+        except Exception:
+            logger.exception("what arrived on the pub/sub connection could not be told")
+            connection.abort("a message could not be told")
+
+    def _note_loss(self, connection: Connection, reason: str) -> None:
+        self._lost.set()
+        self._on_lost(self)
 
 
 class Feed:
-    """Pub/sub over the native protocol, by redis-py, on a connection of its own.
+    """Pub/sub over the native protocol, on a connection of its own that one task keeps.
 
-    One reader task owns the connection. What redis-py does runs there or in a task of its own, so that a caller's
-    cancellation is never lost in it.
+    What arrives is put into the queues of its listeners as it is read.
     """
 
     def __init__(self, route: Route) -> None:
-        self._route = route
+        within = timedelta(seconds=_ANSWER_WITHIN)
+        self._link = Link(
+            route, LinkOptions(connect_timeout=within, command_timeout=within), needs_primary=False
+        )
         self._inboxes: dict[str, set[Inbox]] = {}
         self._confirmed: dict[str, asyncio.Future[StoreError | None]] = {}
         self._missed: set[Inbox] = set()
@@ -231,8 +228,7 @@ class Feed:
         if not self._inboxes:
             await self._stop()
         elif gone and self._session is not None:
-            with suppress(StoreUnavailable):
-                await _apart(self._session.leave(gone))
+            self._session.leave(gone)
 
     async def close(self) -> None:
         """End every subscription and the connection."""
@@ -261,15 +257,23 @@ class Feed:
         if self._reader is None:
             self._reader = asyncio.create_task(self._read(), name="counterseal: pub/sub")
         elif self._session is not None and new:
-            # When this fails the connection is lost: the reader sees that too, and asks for them on the next.
-            with suppress(StoreUnavailable):
-                await _apart(self._session.ask(new))
+            await self._ask(self._session, new)
         _, late = await asyncio.wait(waiting, timeout=2 * _ANSWER_WITHIN)
         if late:
             raise StoreUnavailable("Redis did not confirm the subscription in time")
         for confirmed in waiting:
             if (refused := confirmed.result()) is not None:
                 raise refused
+
+    async def _ask(self, session: _Session, channels: Sequence[str]) -> None:
+        """Ask for more channels. Where they are refused, whoever waits for them is; others are not concerned."""
+        try:
+            await session.ask(channels)
+        except CommandError as error:
+            session.asked.subtract(channels)
+            self._refuse_waiting(error, channels)
+        except StoreUnavailable:
+            session.close()  # the reader asks for them on the next one
 
     async def _stop(self) -> None:
         reader, self._reader = self._reader, None
@@ -285,38 +289,37 @@ class Feed:
     async def _read(self) -> None:
         attempt = 0
         while self._inboxes:
-            session: _Session | None = None
+            session = _Session(on_push=self._take, on_lost=self._note_end)
             try:
-                async with self._connected() as session:
-                    await self._deliver_until_lost(session)
+                await self._listen(session)
             except Exception as error:
-                if not isinstance(error, (RedisError, OSError, CountersealError)):
+                if not isinstance(error, CountersealError):
                     logger.exception("the pub/sub connection met an unexpected error")
-                well = session is not None and session.well
-                if well:
+                if session.well:
                     attempt = 0
-                if not well or isinstance(error, NoPermissionError):
-                    self._refuse_waiting(error)
+                if not session.well or isinstance(error, CommandError):
+                    self._refuse_waiting(error, tuple(self._confirmed))
                 attempt += 1
                 await asyncio.sleep(full_jitter(attempt, first=FIRST_PAUSE_S, longest=LONGEST_PAUSE_S))
 
-    @asynccontextmanager
-    async def _connected(self) -> AsyncGenerator[_Session]:
-        """A connection that was asked for every channel."""
-        session = _Session(await self._route.resolve())
+    async def _listen(self, session: _Session) -> None:
+        """Ask for every channel on a new connection, and keep it until it is lost. Raises what ended it."""
         try:
-            async with asyncio.timeout(_ANSWER_WITHIN):
-                await session.ask(tuple(self._inboxes))
-                self._session = session
-                # Whoever came while this connected found no connection to ask on.
-                if late := [channel for channel in self._inboxes if channel not in session.asked]:
-                    await session.ask(late)
-            yield session
+            await session.open(self._link)
+            self._session = session  # whoever comes from now on asks on it
+            await session.ask(tuple(self._inboxes))
+            await session.watch()
         finally:
+            session.close()
             if self._session is session:
                 self._session = None
-            with suppress(StoreUnavailable):
-                await _apart(session.close())
+
+    def _note_end(self, session: _Session) -> None:
+        """A connection was lost: at once whoever listened on it is told."""
+        if self._session is session:
+            self._session = None
+            if session.well:
+                self._note_loss()
 
     def _note_loss(self) -> None:
         """Who was listening has missed something. Every channel has to be confirmed anew."""
@@ -333,43 +336,30 @@ class Feed:
         for inbox in lost:
             inbox.lose()
 
-    def _refuse_waiting(self, error: Exception) -> None:
+    def _refuse_waiting(self, error: Exception, channels: Sequence[str]) -> None:
         """No connection could be made, or its user may not listen: refuse those who wait to be let in."""
+        refusal = error if isinstance(error, CommandError) else StoreUnavailable("Redis can't be listened to")
         loop = asyncio.get_running_loop()
-        for channel, confirmed in self._confirmed.items():
-            confirmed.set_result(_refusal(error))
-            self._confirmed[channel] = loop.create_future()
+        for channel in channels:
+            confirmed = self._confirmed.get(channel)
+            if confirmed is not None and not confirmed.done():
+                confirmed.set_result(refusal)
+                self._confirmed[channel] = loop.create_future()
 
-    async def _deliver_until_lost(self, session: _Session) -> None:
-        try:
-            await self._deliver(session)
-        except Exception:
-            if session.well:
-                self._note_loss()  # before the connection is let go, which takes time
-            raise
-
-    async def _deliver(self, session: _Session) -> None:
-        """Take what arrives until the connection is lost, or silent although it was asked."""
-        asked = False
-        while True:
-            item = await session.next(_ANSWER_WITHIN if asked else _QUIET)
-            if item is None:
-                if asked:
-                    raise StoreUnavailable("Redis has been silent for too long")
-                await session.ping()
-            elif item["type"] == "subscribe":
-                self._confirm(session, cast("bytes", item["channel"]).decode())
-            elif item["type"] == "message":
-                message = Message(cast("bytes", item["channel"]).decode(), cast("bytes", item["data"]))
-                for inbox in self._inboxes.get(message.channel, ()):
-                    inbox.put(message)
-            asked = item is None
+    def _take(self, session: _Session, push: list[Any]) -> None:
+        """What the server sends unasked."""
+        kind = push[0]
+        if self._session is not session:
+            return
+        if kind == b"message":
+            message = Message(push[1].decode(), push[2])
+            for inbox in self._inboxes.get(message.channel, ()):
+                inbox.put(message)
+        elif kind == b"subscribe":
+            self._confirm(session, push[1].decode())
 
     def _confirm(self, session: _Session, channel: str) -> None:
         """A channel is listened to. Let those in who wait for it; tell of the gap whoever has all channels back."""
-        if not session.asked[channel]:
-            # redis-py has replaced the connection by itself, and what was published in between is lost.
-            raise StoreUnavailable("the connection was replaced unseen")
         session.well = True
         session.asked[channel] -= 1
         confirmed = self._confirmed.get(channel)
@@ -383,44 +373,12 @@ class Feed:
                 inbox.put(Gap(inbox.channels))
 
 
-def _refusal(error: Exception) -> StoreError:
-    if isinstance(error, NoPermissionError):
-        return CommandError(f"NOPERM {error}")  # redis-py keeps the word for itself
-    return StoreUnavailable("Redis can't be listened to")
+async def _confirmed(asking: asyncio.Future[list[Reply]]) -> None:
+    for reply in (await asking)[:-1]:  # the last one is of the PING
+        raised(reply)
 
 
-async def _apart(asking: Coroutine[Any, Any, object]) -> None:
-    try:
-        await apart(asking)
-    except (RedisError, OSError) as error:
-        raise StoreUnavailable("Redis can't be listened to") from error
-
-
-class _Once(Retry):
-    """No second try. redis-py's own would, even without retries, connect again before it tells of a failure."""
-
-    async def call_with_retry(
-        self, do: Callable[[], Awaitable[Any]], *rest: object, **options: object
-    ) -> Any:
-        return await do()
-
-
-def _client(target: Target) -> Redis:
-    """A redis-py client for one connection, which neither retries nor waits for long."""
-    options: dict[str, Any] = {
-        "db": target.database,
-        "username": target.username,
-        "password": target.password.get_secret_value() if target.password else None,
-        "socket_connect_timeout": _ANSWER_WITHIN,
-        "retry": _Once(NoBackoff(), 0),
-        "protocol": 2,
-        "max_connections": 1,
-    }
-    if target.path is not None:
-        pool = ConnectionPool(connection_class=UnixDomainSocketConnection, path=target.path, **options)
-    elif target.tls is not None:
-        options.update(target.tls.options)
-        pool = ConnectionPool(connection_class=SSLConnection, host=target.host, port=target.port, **options)
-    else:
-        pool = ConnectionPool(connection_class=RedisConnection, host=target.host, port=target.port, **options)
-    return Redis.from_pool(pool)
+def _retrieved(asking: asyncio.Future[list[Reply]]) -> None:
+    """Whether it came to its end concerns nobody any more."""
+    if not asking.cancelled():
+        asking.exception()
