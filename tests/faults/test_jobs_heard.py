@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, ClassVar
 
 import pytest
@@ -19,7 +18,7 @@ from counterseal.jobs.scripts import Queue, Result
 from counterseal.jobs.service import Jobs
 from counterseal.jobs.task import task
 from counterseal.jobs.worker import Worker
-from counterseal.store.base import Gap, Message, Subscription
+from counterseal.store.base import Message, Subscription
 from counterseal.store.keys import Keys
 from counterseal.store.link import LinkOptions
 from counterseal.store.route import FixedRoute
@@ -27,6 +26,7 @@ from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore
 from support.servers import Server
 from support.stores import store_on
+from support.subscriptions import Messages, Through
 from support.waiting import eventually
 
 KEYS = Keys()
@@ -94,28 +94,6 @@ async def test_a_worker_that_ends_hands_in_what_it_has_though_another_queue_is_b
 # -- what was sent while nobody heard ----------------------------------------------------------------------------------
 
 
-class CutOff(Subscription):
-    """A subscription that ends as one too slow does, once, with the first message that `when` is true of."""
-
-    def __init__(self, inner: Subscription, when: Callable[[Message], bool]) -> None:
-        self._inner = inner
-        self._when = when
-
-    async def __aenter__(self) -> AsyncIterator[Message | Gap]:
-        return self._told(await self._inner.__aenter__())
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._inner.__aexit__(kind, error, trace)
-
-    async def _told(self, messages: AsyncIterator[Message | Gap]) -> AsyncIterator[Message | Gap]:
-        async for message in messages:
-            if isinstance(message, Message) and self._when(message):
-                raise SubscriberTooSlow("more messages were waiting to be read than may")
-            yield message
-
-
 class CutOffStore(NativeStore):
     """A store whose subscriptions end with the first job that is sent."""
 
@@ -126,7 +104,13 @@ class CutOffStore(NativeStore):
     def subscribe(
         self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
     ) -> Subscription:
-        return CutOff(super().subscribe(*channels, limit=limit, on_loss=on_loss), self._is_first)
+        return Through(super().subscribe(*channels, limit=limit, on_loss=on_loss), self._told)
+
+    async def _told(self, messages: Messages) -> Messages:
+        async for message in messages:
+            if isinstance(message, Message) and self._is_first(message):
+                raise SubscriberTooSlow("more messages were waiting to be read than may")
+            yield message
 
     def _is_first(self, message: Message) -> bool:
         if ":to:" not in message.channel or self.cut:

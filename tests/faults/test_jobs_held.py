@@ -8,10 +8,9 @@ import secrets
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextvars import ContextVar
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, ClassVar
 
 import pytest
@@ -23,7 +22,7 @@ from counterseal.jobs.scripts import Batch, Queue, Result
 from counterseal.jobs.service import Jobs
 from counterseal.jobs.task import Task, task
 from counterseal.jobs.worker import Worker
-from counterseal.store.base import Gap, Message, Store, Subscription
+from counterseal.store.base import Gap, Store, Subscription
 from counterseal.store.keys import Keys
 from counterseal.store.link import LinkOptions
 from counterseal.store.route import FixedRoute
@@ -31,6 +30,7 @@ from counterseal.store.target import parse_redis_url
 from counterseal.store.valkey import NativeStore
 from support.servers import Server
 from support.stores import store_on, travel
+from support.subscriptions import Messages, Through
 from support.waiting import eventually
 
 KEYS = Keys()
@@ -412,30 +412,8 @@ async def length(store: Store) -> int:
 # -- what was recalled -------------------------------------------------------------------------------------------------
 
 
-class Interrupted(Subscription):
-    """A subscription; something happens each time before it tells of a gap."""
-
-    def __init__(self, inner: Subscription, before_gap: Callable[[], Awaitable[None]]) -> None:
-        self._inner = inner
-        self._before_gap = before_gap
-
-    async def __aenter__(self) -> AsyncIterator[Message | Gap]:
-        return self._told(await self._inner.__aenter__())
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._inner.__aexit__(kind, error, trace)
-
-    async def _told(self, messages: AsyncIterator[Message | Gap]) -> AsyncIterator[Message | Gap]:
-        async for message in messages:
-            if isinstance(message, Gap):
-                await self._before_gap()
-            yield message
-
-
 class InterruptedStore(NativeStore):
-    """A store on a server whose subscriptions are `Interrupted`."""
+    """A store on a server in whose subscriptions something happens each time before they tell of a gap."""
 
     def __init__(self, server: Server) -> None:
         super().__init__(FixedRoute(parse_redis_url(server.url).template), PATIENT)
@@ -447,7 +425,13 @@ class InterruptedStore(NativeStore):
     def subscribe(
         self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
     ) -> Subscription:
-        return Interrupted(super().subscribe(*channels, limit=limit, on_loss=on_loss), self.before_gap)
+        return Through(super().subscribe(*channels, limit=limit, on_loss=on_loss), self._told)
+
+    async def _told(self, messages: Messages) -> Messages:
+        async for message in messages:
+            if isinstance(message, Gap):
+                await self.before_gap()
+            yield message
 
 
 async def test_a_job_that_comes_right_after_a_gap_runs_once(

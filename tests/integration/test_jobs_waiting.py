@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import timedelta
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from counterseal.jobs.job import State
 from counterseal.jobs.scripts import Queue, Result
 from counterseal.jobs.service import Jobs
 from counterseal.jobs.task import task
-from counterseal.store.base import Gap, Message, Subscription
+from counterseal.store.base import Gap, Subscription
 from counterseal.store.keys import Keys
 from counterseal.store.link import LinkOptions
 from counterseal.store.route import FixedRoute
@@ -25,6 +24,7 @@ from counterseal.store.valkey import NativeStore
 from support.monitor import monitored
 from support.servers import Server
 from support.stores import store_on
+from support.subscriptions import Messages, Through
 from support.waiting import eventually
 
 KEYS = Keys()
@@ -50,34 +50,22 @@ async def test_waiting_for_a_job_costs_two_commands_however_long_it_takes(server
             assert set(commands) <= {"evalsha", "subscribe", "unsubscribe", "client", "hello", "info"}
 
 
-class Unheard(Subscription):
-    """A subscription whose messages all get lost, and nobody is told."""
-
-    def __init__(self, inner: Subscription) -> None:
-        self._inner = inner
-
-    async def __aenter__(self) -> AsyncIterator[Message | Gap]:
-        return self._told(await self._inner.__aenter__())
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._inner.__aexit__(kind, error, trace)
-
-    async def _told(self, messages: AsyncIterator[Message | Gap]) -> AsyncIterator[Message | Gap]:
-        async for message in messages:
-            if isinstance(message, Gap):
-                yield message
-
-
 class UnheardStore(NativeStore):
+    """A store whose messages all get lost, and nobody is told."""
+
     def __init__(self, server: Server) -> None:
         super().__init__(FixedRoute(parse_redis_url(server.url).template), PATIENT, kind="sentinel")
 
     def subscribe(
         self, *channels: str, limit: int = 1000, on_loss: Callable[[], None] | None = None
     ) -> Subscription:
-        return Unheard(super().subscribe(*channels, limit=limit, on_loss=on_loss))
+        return Through(super().subscribe(*channels, limit=limit, on_loss=on_loss), gaps_only)
+
+
+async def gaps_only(messages: Messages) -> Messages:
+    async for message in messages:
+        if isinstance(message, Gap):
+            yield message
 
 
 async def by_wait(jobs: Jobs, identifier: str) -> State | None:
