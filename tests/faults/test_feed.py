@@ -174,6 +174,23 @@ async def test_who_may_not_listen_is_told_so_and_the_others_go_on(servers: Calla
             assert await take(messages) == of("after")  # and no gap before it
 
 
+async def test_a_refusal_reaches_who_waits_though_who_asked_has_gone(servers: Callable[..., Server]):
+    server = servers()
+    server.execute("ACL", "SETUSER", "limited", "on", ">secret", "~*", "+@all", "resetchannels", "&channel")
+    async with (
+        connected(f"redis://limited:secret@127.0.0.1:{server.port}/0") as store,
+        store.subscribe("channel"),
+    ):
+        first = asyncio.create_task(store.subscribe("another").__aenter__())
+        second = asyncio.create_task(store.subscribe("another").__aenter__())
+        await asyncio.sleep(0)  # both have begun, and no answer can have come
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        with pytest.raises(CommandError):
+            await second
+
+
 # -- being told of a loss at once ---------------------------------------------------------------------------------
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ from counterseal.store.base import Gap, Message, Subscription
 from counterseal.store.connection import Connection
 from counterseal.store.link import FIRST_PAUSE_S, LONGEST_PAUSE_S, Link, LinkOptions
 from counterseal.store.route import Route
-from counterseal.store.wire import Reply, raised
+from counterseal.store.wire import Reply, in_time
 
 logger = logging.getLogger(__name__)
 
@@ -132,15 +133,15 @@ class _Session:
             timedelta(seconds=_ANSWER_WITHIN), on_lost=self._note_loss, on_push=self._take
         )
 
-    def ask(self, channels: Sequence[str]) -> Awaitable[None]:
-        """Ask for channels, at once. Returns when they are confirmed; raises `CommandError` when one is refused."""
+    def ask(self, channels: Sequence[str]) -> asyncio.Future[list[Reply]]:
+        """Ask for channels, at once; `_refusal_of` reads what comes after they are confirmed."""
         self.asked.update(channels)
-        return _confirmed(self._issue("SUBSCRIBE", channels))
+        return self._issue("SUBSCRIBE", channels)
 
     def leave(self, channels: Sequence[str]) -> None:
         """Let channels go, at once."""
         with suppress(StoreUnavailable):
-            self._issue("UNSUBSCRIBE", channels).add_done_callback(_retrieved)
+            self._issue("UNSUBSCRIBE", channels).add_done_callback(lambda asking: asking.exception())
 
     async def watch(self) -> None:
         """Ask for a sign of life now and then. Raises `StoreUnavailable` once the connection is lost or silent."""
@@ -257,7 +258,7 @@ class Feed:
         if self._reader is None:
             self._reader = asyncio.create_task(self._read(), name="counterseal: pub/sub")
         elif self._session is not None and new:
-            await self._ask(self._session, new)
+            self._ask(self._session, new)
         _, late = await asyncio.wait(waiting, timeout=2 * _ANSWER_WITHIN)
         if late:
             raise StoreUnavailable("Redis did not confirm the subscription in time")
@@ -265,15 +266,20 @@ class Feed:
             if (refused := confirmed.result()) is not None:
                 raise refused
 
-    async def _ask(self, session: _Session, channels: Sequence[str]) -> None:
-        """Ask for more channels. Where they are refused, whoever waits for them is; others are not concerned."""
-        try:
-            await session.ask(channels)
-        except CommandError as error:
-            session.asked.subtract(channels)
-            self._refuse_waiting(error, channels)
-        except StoreUnavailable:
+    def _ask(self, session: _Session, channels: Sequence[str]) -> None:
+        """Ask for more channels. Nobody waits for it, so that no cancellation hides from others what becomes of it."""
+        with suppress(StoreUnavailable):  # the reader asks for them on the next one
+            session.ask(channels).add_done_callback(partial(self._note_answer, session, channels))
+
+    def _note_answer(
+        self, session: _Session, channels: Sequence[str], asking: asyncio.Future[list[Reply]]
+    ) -> None:
+        """Where channels are refused, whoever waits for them is; others are not concerned."""
+        if asking.exception() is not None:
             session.close()  # the reader asks for them on the next one
+        elif (refusal := _refusal_of(asking.result())) is not None:
+            session.asked.subtract(channels)
+            self._refuse_waiting(refusal, channels)
 
     async def _stop(self) -> None:
         reader, self._reader = self._reader, None
@@ -307,7 +313,8 @@ class Feed:
         try:
             await session.open(self._link)
             self._session = session  # whoever comes from now on asks on it
-            await session.ask(tuple(self._inboxes))
+            if (refusal := _refusal_of(await session.ask(tuple(self._inboxes)))) is not None:
+                raise refusal
             await session.watch()
         finally:
             session.close()
@@ -373,12 +380,6 @@ class Feed:
                 inbox.put(Gap(inbox.channels))
 
 
-async def _confirmed(asking: asyncio.Future[list[Reply]]) -> None:
-    for reply in (await asking)[:-1]:  # the last one is of the PING
-        raised(reply)
-
-
-def _retrieved(asking: asyncio.Future[list[Reply]]) -> None:
-    """Whether it came to its end concerns nobody any more."""
-    if not asking.cancelled():
-        asking.exception()
+def _refusal_of(replies: Sequence[Reply]) -> StoreError | None:
+    """Why a SUBSCRIBE was refused, from its replies, of which the last one is of the PING; None when it was not."""
+    return next((in_time(reply) for reply in replies[:-1] if isinstance(reply, CommandError)), None)
