@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from counterseal.core.errors import DatabaseUnavailable, StoreFull, StoreUnavailable
-from counterseal.sessions import Context, SessionReuseDetected
+from counterseal.sessions import Context, SessionReuseDetected, lookup, service
 from counterseal.sessions.pending import MOST
 from counterseal.sessions.session import Created, Revocation, Rotated
 from counterseal.store.link import LinkOptions
@@ -452,6 +452,36 @@ async def test_a_revocation_that_the_database_is_told_of_while_redis_takes_it_is
     with pytest.raises(StoreUnavailable):
         await revoking
     assert await app.sessions.get(made.session_id) is None
+
+
+@pytest.mark.parametrize("way", ["get", "list"])
+async def test_a_row_that_was_read_before_a_pending_revocation_was_told_lets_nobody_in(
+    servers: Servers, lost: Removable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Redis has lost it in a crash, and the process that accepted it reads the row before it tells the database."""
+    server = servers(appendonly=True, config=["appendfsync always"])
+    async with processes(server, lost.through, 1, timeout=BRIEF, options=FORGIVING) as apps:
+        (app,) = apps
+        made = await app.log_in()
+        with from_before(server, tmp_path):
+            lost.take_away()
+            assert (await app.sessions.revoke(made.session_id)).pending
+        await reachable(app)
+        telling = Pause(app.sessions._endings, "apply", times=10)
+        await lost.give_back()
+        await telling.reached()
+        owner, name = (lookup, "read_row") if way == "get" else (service, "read_rows_of")
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # it is put back afterwards
+        reading = Pause(owner, name, after=True)
+        if way == "get":
+            asked = asyncio.create_task(app.sessions.get(made.session_id))
+        else:
+            asked = asyncio.create_task(app.sessions.list(made.session.user_id))
+        await reading.reached()
+        telling.release()
+        await eventually(lambda: not app.sessions._backing.pending.unsettled, within=20)
+        reading.release()
+        assert not await asked
 
 
 async def test_a_database_that_failed_while_it_was_told_is_not_believed_to_know_everything(

@@ -86,8 +86,7 @@ class Lookup:
     ) -> Session | None:
         """Ask the database, and bring what Redis holds up to date."""
         self._counts.checked += 1
-        backing = self._backing
-        user_id, part, _ = place
+        part = place.part
         stale = copy
         if copy is not None and not _is_idle(copy, now_ms):
             stale = None if fresh or now_ms - copy.checked_ms > STALE_FOR_MS else copy
@@ -99,15 +98,15 @@ class Lookup:
             if stale is None:
                 raise
             return await self._stale(stale, part, now_ms)
-        if row is not None and backing.pending.has_ended(user_id, part, row.facts.created_ms):
-            return None
         try:
             return await self._stored(place, row, now_ms, copy)
         except StoreUnavailable as unavailable:
             return self._judged(row, now_ms, unavailable, copy)
 
     async def _read(self, place: Place, now_ms: int) -> Row | None:
+        """What the database says; None as well of a session whose end it is still to be told of."""
         backing = self._backing
+        accepted = backing.pending.accepted
         try:
             async with backing.database.read() as connection:
                 row = await read_row(connection, place.user_id, place.part, now_ms=now_ms)
@@ -122,6 +121,10 @@ class Lookup:
         if epoch is not None and self._copies.global_epoch is None and backing.available():
             with suppress(StoreError):  # the row is what is judged
                 await self._copies.raise_global(epoch, now_ms)
+        if row is not None and backing.pending.has_ended(
+            row.user_id, row.part, row.facts.created_ms, before=accepted
+        ):
+            return None
         return row
 
     def _judged(
@@ -130,8 +133,6 @@ class Lookup:
         """By the database alone, save for a use that it may not have been told of."""
         backing = self._backing
         if row is None or row.has_ended(now_ms, used_ms=_last_use(copy)):
-            return None
-        if backing.pending.has_ended(row.user_id, row.part, row.facts.created_ms):
             return None
         if backing.pending.unsettled:
             # Somebody may have ended it while the database was down; Redis would know.

@@ -130,9 +130,18 @@ class Pending:
             self._drop([entry])
             raise StoreFull(f"{most} changes of sessions wait for the database; nothing more is accepted")
 
-    def has_ended(self, user_id: str, part: str, created_ms: int) -> bool:
-        """Whether this process has accepted the end of a session that the database has not been told of yet."""
-        return any(_ends(entry, user_id, part, created_ms) for entry in self._mine)
+    @property
+    def accepted(self) -> tuple[Entry, ...]:
+        """What this process has accepted, and the database has not been told of yet."""
+        return tuple(self._mine)
+
+    def has_ended(self, user_id: str, part: str, created_ms: int, *, before: Sequence[Entry] = ()) -> bool:
+        """Whether this process has accepted the end of a session that a row does not say.
+
+        `before` is what was `accepted` before the row was read without a lock: the database may have been told of it
+        since, and then it is not among what waits any more.
+        """
+        return any(_ends(entry, user_id, part, created_ms) for entry in (*before, *self._mine))
 
     async def settle_mine(self) -> None:
         """Tell the database what this process has accepted. No round trip. Raises `DatabaseUnavailable`."""

@@ -328,7 +328,7 @@ class Sessions:
         if not is_identifier(user_id):
             return ()
         backing = self._backing
-        now_ms = backing.now_ms()
+        now_ms, accepted = backing.now_ms(), backing.pending.accepted
         try:
             async with backing.database.read() as connection:
                 rows = await read_rows_of(connection, user_id)
@@ -339,7 +339,7 @@ class Sessions:
             row
             for row in rows
             if not row.has_ended(now_ms)
-            and not backing.pending.has_ended(user_id, row.part, row.facts.created_ms)
+            and not backing.pending.has_ended(user_id, row.part, row.facts.created_ms, before=accepted)
         ]
         return tuple(
             Device(
