@@ -17,6 +17,7 @@ from counterseal.store.route import SentinelRoute
 from counterseal.store.target import Target, parse_redis_url
 from counterseal.store.valkey import NativeStore
 from support.load import under_load
+from support.ports import free_port
 from support.relay import Relay, TlsRelay
 from support.sentinel import SERVICE, SentinelGroup
 from support.waiting import eventually
@@ -153,6 +154,19 @@ async def test_without_a_sentinel_opening_says_so(sentinels: SentinelGroup):
         sentinel.kill()
     with pytest.raises(StoreUnavailable, match=r"^no sentinel can be reached$"):
         await at(sentinels.url).open()
+
+
+async def test_who_asks_at_once_makes_nobody_forget_a_sentinel(sentinels: SentinelGroup):
+    url = sentinels.url.replace("://", f"://127.0.0.1:{free_port()},", 1)  # the first one is down
+    route = SentinelRoute(parse_redis_url(url))
+    known = set(route._sentinel.sentinels)
+    assert len(known) > 1
+    try:
+        found = await asyncio.gather(*(route.resolve() for _ in range(5)))
+        assert len({target.port for target in found}) == 1
+        assert set(route._sentinel.sentinels) == known
+    finally:
+        await route.close()
 
 
 async def test_a_service_that_the_sentinels_do_not_know_is_named_as_a_fault_of_the_setting(

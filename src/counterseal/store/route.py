@@ -89,6 +89,7 @@ class SentinelRoute:
         if first.tls is not None:
             options |= {"ssl": True, **first.tls.options}
         self._sentinel = Sentinel([(node.host, node.port) for node in address.nodes], sentinel_kwargs=options)
+        self._discovering = asyncio.Lock()
 
     @property
     def description(self) -> str:
@@ -111,7 +112,10 @@ class SentinelRoute:
         )
 
     async def _discover(self) -> tuple[str, int]:
-        return cast("tuple[str, int]", await self._sentinel.discover_master(self._service))
+        # One at a time: redis-py puts the sentinel that answered first, and two at once would each move it, so that the
+        # list has it twice and another one, with its connection, not at all.
+        async with self._discovering:
+            return cast("tuple[str, int]", await self._sentinel.discover_master(self._service))
 
     async def close(self) -> None:
         # A sentinel that does not take leave in time, which TLS asks for, is left all the same.
